@@ -1,0 +1,234 @@
+"""One stage of a model as a flat list of ops over named buffers.
+
+Model files build a Program; the executors in `reference.py` and `executor.py` run it. A buffer is a matrix with one
+row per token of the step (or per output row of the step) and a width that is local to the rank.
+
+    T   tokens in the step, all requests packed one after the other
+    O   output rows: the tokens whose logits are wanted
+    R   requests in the step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+Rows = Literal["tokens", "outputs"]
+DType = Literal["float32", "int64"]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A (rows, width) matrix. int64 buffers hold fixed-point numbers with 32 fractional bits."""
+
+    width: int
+    rows: Rows = "tokens"
+    dtype: DType = "float32"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """out[t] = weight[token[t]], or zeros where this rank does not hold the token's row."""
+
+    weight: str
+    first_row: int
+    out: str
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """out = x / sqrt(mean(x²) + eps) * weight over every `dim` consecutive columns (Zhang & Sennrich 2019)."""
+
+    x: str
+    weight: str
+    eps: float
+    dim: int
+    out: str
+
+
+@dataclass(frozen=True)
+class Linear:
+    """out = x @ weight.T + bias. Column-parallel: every output element is one scalar chain over k."""
+
+    x: str
+    weight: str
+    out: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class LinearFixed:
+    """out = x @ weight.T as int64. Row-parallel: one chain per unit of k, units added as fixed-point integers."""
+
+    x: str
+    weight: str
+    out: str
+    limit: float
+    """A unit's partial must be smaller than this in magnitude, so that the sum of all units cannot wrap."""
+
+
+@dataclass(frozen=True)
+class AddFixed:
+    """x += float32(fixed) + bias, in place: the residual after a row-parallel layer."""
+
+    x: str
+    fixed: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding on heads of `head_dim`, in place, halves convention (Su et al. 2021)."""
+
+    x: str
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class WriteKV:
+    """Store this step's keys and values of one layer in the paged cache."""
+
+    k: str
+    v: str
+    layer: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal grouped-query attention over the paged cache (Ainslie et al. 2023; online softmax, Milakov 2018).
+
+    `kv_head_of_head` maps this rank's query heads to this rank's KV heads. `window` is the number of positions a
+    query sees, itself included; None sees all.
+    """
+
+    q: str
+    layer: int
+    head_dim: int
+    kv_head_of_head: tuple[int, ...]
+    scale: float
+    window: int | None
+    out: str
+
+
+@dataclass(frozen=True)
+class SwiGlu:
+    """out = gate * sigmoid(gate) * up (Shazeer 2020)."""
+
+    gate: str
+    up: str
+    out: str
+
+
+@dataclass(frozen=True)
+class GatherRows:
+    """out = the rows of x whose logits are wanted."""
+
+    x: str
+    out: str
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """Sum a buffer over the tensor ranks, in place. float32 buffers have one non-zero contribution per element."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class AllGather:
+    """out = the tensor ranks' columns side by side, in rank order; `widths` are the ranks' widths."""
+
+    x: str
+    widths: tuple[int, ...]
+    out: str
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a buffer to the next pipeline stage."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class Recv:
+    """Receive a buffer from the previous pipeline stage."""
+
+    out: str
+
+
+Op = (
+    Embedding
+    | RmsNorm
+    | Linear
+    | LinearFixed
+    | AddFixed
+    | Rope
+    | WriteKV
+    | Attention
+    | SwiGlu
+    | GatherRows
+    | AllReduce
+    | AllGather
+    | Send
+    | Recv
+)
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """Heads and sizes of one rank's paged cache: keys and values are (block, head, ...) per layer."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+
+
+@dataclass
+class Program:
+    """What one rank of one stage computes in a step. `output` names the logits buffer of the last stage."""
+
+    ops: list[Op] = field(default_factory=list)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    kv: KVShape = KVShape(0, 0, 0)
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's tokens, packed. Request r owns rows row_start[r] .. row_start[r + 1] of T.
+
+    tokens (T,), positions (T,), row_start (R + 1,), block_tables (R, most blocks of any request; unused entries 0),
+    output_rows (O,) ascending. All int32.
+    """
+
+    tokens: I32
+    positions: I32
+    row_start: I32
+    block_tables: I32
+    output_rows: I32
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens.shape[0])
+
+
+class Collectives(Protocol):
+    """What an executor needs of the ranks around it; `tinycluster.parallel` implements it."""
+
+    def all_reduce(self, x: F32 | I64) -> None: ...
+    def all_gather_columns(self, x: F32, widths: Sequence[int]) -> F32: ...
+    def send_next(self, x: F32) -> None: ...
+    def recv_previous(self, out: F32) -> None: ...
+
+
+class NumericalError(ArithmeticError):
+    """A partial sum was infinite, not a number, or too large for the fixed-point format."""
