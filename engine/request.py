@@ -77,3 +77,18 @@ class StepResult:
 
     step_id: int
     samples: tuple[SampledToken, ...]
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """What a step gave one request. `token_ids` include the end-of-sequence or stop token that ended it, if any.
+
+    `stop_reason` is the token of `stop_token_ids` that ended the request; None for the model's own end-of-sequence
+    token. `logits` has one entry per token where a digest was asked for.
+    """
+
+    request_id: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    logits: tuple[bytes, ...] = ()
