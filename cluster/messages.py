@@ -1,0 +1,219 @@
+"""What driver and ranks say to each other, and its form in bytes: fixed little-endian records, nothing is evaluated.
+
+    driver -> rank   Challenge, Welcome, StepPlan, Stop
+    rank -> driver   Hello, LoadProgress, Ready, StepResult, Heartbeat, RankFailure
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tinycluster.engine.request import Row, SampledToken, SamplingParams, StepPlan, StepResult
+
+
+class ProtocolError(Exception):
+    """The other side sent something that is not a message of this version."""
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """Sent on accept: the rank must prove that it knows the cluster's secret."""
+
+    nonce: bytes
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A rank's answer: who it is, and a proof over both nonces, the package's version and the model's digest."""
+
+    rank: int
+    nonce: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The driver's proof, so that a rank obeys only its own driver."""
+
+    proof: bytes
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Weights are loaded and the cache is allocated."""
+
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Sent every second by the control thread of a rank, whatever its step does."""
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """Why a rank gives up; `step_id` is -1 before the first step."""
+
+    rank: int
+    step_id: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    pass
+
+
+Message = (
+    Challenge | Hello | Welcome | LoadProgress | Ready | Heartbeat | RankFailure | Stop | StepPlan | StepResult
+)
+
+
+class _Reader:
+    """Consumes a payload from left to right; ProtocolError past its end."""
+
+    def __init__(self, payload: memoryview) -> None:
+        self._payload, self._offset = payload, 0
+
+    def fields(self, record: struct.Struct) -> tuple[Any, ...]:
+        return record.unpack(self.take(record.size))
+
+    def integers(self, count: int) -> tuple[int, ...]:
+        return struct.unpack(f"<{count}i", self.take(4 * count))
+
+    def take(self, num_bytes: int) -> memoryview:
+        end = self._offset + num_bytes
+        if end > len(self._payload):
+            raise ProtocolError("a message ends before its last field")
+        piece = self._payload[self._offset : end]
+        self._offset = end
+        return piece
+
+    def block(self) -> bytes:
+        (num_bytes,) = self.fields(_LENGTH)
+        return bytes(self.take(num_bytes))
+
+    def text(self) -> str:
+        try:
+            return self.block().decode()
+        except UnicodeDecodeError:
+            raise ProtocolError("a text field is not UTF-8") from None
+
+    def finish(self) -> None:
+        if self._offset != len(self._payload):
+            raise ProtocolError("a message goes on after its last field")
+
+
+_LENGTH = struct.Struct("<I")
+_HELLO = struct.Struct("<I")
+_PROGRESS = struct.Struct("<QQ")
+_READY = struct.Struct("<Q")
+_FAILURE = struct.Struct("<Iq")
+_STEP = struct.Struct("<QI")
+# request_id, position, tokens, blocks, sample, seed, temperature, top_k, top_p, min_p, return_logits_digest
+_ROW = struct.Struct("<qiII?Qdidd?")
+_SAMPLE = struct.Struct("<qi?")
+
+
+def _block(content: bytes) -> bytes:
+    return _LENGTH.pack(len(content)) + content
+
+
+def _encode_plan(plan: StepPlan) -> bytes:
+    """Ranks sample but do not decide when a request ends, so of the sampling parameters only those that choose."""
+    parts = [_STEP.pack(plan.step_id, len(plan.rows))]
+    for row in plan.rows:
+        tokens, blocks, chosen = row.tokens, row.blocks, row.sampling
+        counts = (row.request_id, row.position, len(tokens), len(blocks), row.sample, row.seed)
+        options = (chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p, chosen.return_logits_digest)
+        parts.append(_ROW.pack(*counts, *options))
+        parts.append(struct.pack(f"<{len(tokens) + len(blocks)}i", *tokens, *blocks))
+    return b"".join(parts)
+
+
+def _decode_plan(reader: _Reader) -> StepPlan:
+    step_id, num_rows = reader.fields(_STEP)
+    return StepPlan(step_id, tuple(_decode_row(reader) for _ in range(num_rows)))
+
+
+def _decode_row(reader: _Reader) -> Row:
+    request_id, position, num_tokens, num_blocks, sample, seed, *options = reader.fields(_ROW)
+    tokens, blocks = reader.integers(num_tokens), reader.integers(num_blocks)
+    temperature, top_k, top_p, min_p, digest = options
+    sampling = SamplingParams(temperature, top_k, top_p, min_p, return_logits_digest=digest)
+    return Row(request_id, tokens, position, blocks, sample, sampling, seed)
+
+
+def _encode_result(result: StepResult) -> bytes:
+    parts = [_STEP.pack(result.step_id, len(result.samples))]
+    for sample in result.samples:
+        parts.append(_SAMPLE.pack(sample.request_id, sample.token, sample.logits is not None))
+        if sample.logits is not None:
+            parts.append(_block(sample.logits))
+    return b"".join(parts)
+
+
+def _decode_result(reader: _Reader) -> StepResult:
+    step_id, num_samples = reader.fields(_STEP)
+    samples = []
+    for _ in range(num_samples):
+        request_id, token, has_logits = reader.fields(_SAMPLE)
+        samples.append(SampledToken(request_id, token, reader.block() if has_logits else None))
+    return StepResult(step_id, tuple(samples))
+
+
+def _encode_hello(hello: Hello) -> bytes:
+    return _HELLO.pack(hello.rank) + _block(hello.nonce) + _block(hello.proof)
+
+
+def _encode_failure(failure: RankFailure) -> bytes:
+    return _FAILURE.pack(failure.rank, failure.step_id) + _block(failure.sentence.encode(errors="replace"))
+
+
+@dataclass(frozen=True)
+class _Codec:
+    kind: int
+    encode: Callable[[Any], bytes]
+    decode: Callable[[_Reader], Message]
+
+
+_CODECS: dict[type[Any], _Codec] = {
+    Challenge: _Codec(1, lambda m: _block(m.nonce), lambda r: Challenge(r.block())),
+    Hello: _Codec(2, _encode_hello, lambda r: Hello(*r.fields(_HELLO), r.block(), r.block())),
+    Welcome: _Codec(3, lambda m: _block(m.proof), lambda r: Welcome(r.block())),
+    LoadProgress: _Codec(
+        4, lambda m: _PROGRESS.pack(m.done_bytes, m.total_bytes), lambda r: LoadProgress(*r.fields(_PROGRESS))
+    ),
+    Ready: _Codec(5, lambda m: _READY.pack(m.weight_bytes), lambda r: Ready(*r.fields(_READY))),
+    Heartbeat: _Codec(6, lambda m: b"", lambda r: Heartbeat()),
+    RankFailure: _Codec(7, _encode_failure, lambda r: RankFailure(*r.fields(_FAILURE), r.text())),
+    Stop: _Codec(8, lambda m: b"", lambda r: Stop()),
+    StepPlan: _Codec(9, _encode_plan, _decode_plan),
+    StepResult: _Codec(10, _encode_result, _decode_result),
+}
+_CODEC_OF_KIND = {codec.kind: codec for codec in _CODECS.values()}
+
+
+def encode(message: Message) -> tuple[int, bytes]:
+    """(kind, payload) of a message."""
+    codec = _CODECS[type(message)]
+    return codec.kind, codec.encode(message)
+
+
+def decode(kind: int, payload: memoryview) -> Message:
+    codec = _CODEC_OF_KIND.get(kind)
+    if codec is None:
+        raise ProtocolError(f"message kind {kind} is unknown")
+    reader = _Reader(payload)
+    message = codec.decode(reader)
+    reader.finish()
+    return message

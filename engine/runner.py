@@ -1,0 +1,60 @@
+"""One rank's step: pack the plan, run the stage's Program, sample on the last stage."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from tinycluster.engine.batch import pack_batch
+from tinycluster.engine.request import Row, SampledToken, StepPlan, StepResult
+from tinycluster.engine.sampler import Sampler
+from tinycluster.kernels.program import F32, I64, Batch
+from tinycluster.parallel.communicator import Communicator
+
+
+class Executor(Protocol):
+    """Runs one stage's Program. Logits (O, vocab_size) on every tensor rank of the last stage, None elsewhere."""
+
+    def run(self, batch: Batch) -> F32 | None: ...
+
+
+class Runner:
+    """Runs the steps of one rank in order.
+
+    Tensor rank 0 of the last stage samples and answers. A pipeline of one stage broadcasts the tokens to its tensor
+    ranks, so that the next step may be planned with PENDING tokens before the driver has seen them; with several
+    stages the first one never learns them and the scheduler plans with max_pending 0.
+    """
+
+    def __init__(self, executor: Executor, sampler: Sampler, tensor_group: Communicator, *, is_only_stage: bool) -> None:
+        self._executor, self._sampler, self._group = executor, sampler, tensor_group
+        self._is_only_stage = is_only_stage
+        self._last_tokens: dict[int, int] = {}
+
+    def run(self, plan: StepPlan) -> StepResult | None:
+        """The tokens of a step on the rank that samples, None on the others."""
+        logits_OV = self._executor.run(pack_batch(plan, self._last_tokens))
+        if logits_OV is None:
+            return None
+        rows = [row for row in plan.rows if row.sample]
+        tokens = self._choose(rows, logits_OV)
+        self._last_tokens = {row.request_id: int(token) for row, token in zip(rows, tokens, strict=True)}
+        if self._group.rank != 0:
+            return None
+        return StepResult(plan.step_id, tuple(map(_sampled, rows, tokens, logits_OV)))
+
+    def _choose(self, rows: list[Row], logits_OV: F32) -> I64:
+        tokens = np.zeros(len(rows), np.int64)
+        if self._group.rank == 0:
+            for index, (row, logits_V) in enumerate(zip(rows, logits_OV, strict=True)):
+                position = row.position + len(row.tokens)
+                tokens[index] = self._sampler.sample(logits_V, row.sampling, row.seed, position)
+        if self._is_only_stage and self._group.size > 1 and rows:
+            self._group.broadcast(tokens, 0)
+        return tokens
+
+
+def _sampled(row: Row, token: np.int64, logits_V: F32) -> SampledToken:
+    logits = logits_V.astype("<f4", copy=False).tobytes() if row.sampling.return_logits_digest else None
+    return SampledToken(row.request_id, int(token), logits)
