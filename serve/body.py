@@ -1,0 +1,102 @@
+"""A request's body: plain JSON of bounded size, one object, no duplicate keys, no NaN."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from tinycluster.engine.errors import RequestError
+from tinycluster.serve.errors import ErrorReply, HttpError
+
+MAX_BODY_BYTES = 4 * 2**20
+PARSE_IN_THREAD_BYTES = 64 * 2**10
+"""Larger bodies are parsed off the event loop, so that they do not delay other clients' tokens."""
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object of the body. HttpError 413 or 415; RequestError where it is not such an object."""
+    _check_media_type(request)
+    body = await _read(request)
+    if len(body) < PARSE_IN_THREAD_BYTES:
+        return parse_object(body)
+    return await asyncio.to_thread(parse_object, body)
+
+
+def _check_media_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise _unsupported("The Content-Type must be application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise _unsupported("A compressed body is not accepted; send it without Content-Encoding")
+
+
+def _unsupported(message: str) -> HttpError:
+    return HttpError(ErrorReply(415, message, code="unsupported_media_type"))
+
+
+async def _read(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal():
+        _check_size(int(announced))
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        _check_size(len(body))
+    return bytes(body)
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BODY_BYTES:
+        message = f"The body is larger than the limit of {MAX_BODY_BYTES} bytes"
+        # Closing spares the server from reading the rest of a body that it has refused.
+        raise HttpError(ErrorReply(413, message, code="content_too_large", headers={"connection": "close"}))
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise RequestError("The body is not valid UTF-8") from None
+    except RecursionError:
+        raise RequestError("The body is nested too deeply") from None
+    except ValueError as error:
+        raise RequestError(f"The body is not valid JSON: {_place(error)}") from None
+    if b"\\u" in body:
+        _check_surrogates(value)
+    if not isinstance(value, dict):
+        raise RequestError(f"The body must be a JSON object, got {_kind(value)}")
+    return value
+
+
+def _check_surrogates(value: object) -> None:
+    # JSON's escapes can write half of a surrogate pair, which no encoding and no tokenizer takes.
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RequestError("The body holds half of a surrogate pair") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise RequestError("The body has an object with the same key twice")
+    return members
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise RequestError(f"The body holds {name}, which JSON does not have")
+
+
+def _place(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.partition('(')[0].strip().lower()} at character {error.pos}"
+    return "a number is too long"
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,79 @@
+"""uvicorn on a thread and an event loop of its own, so that the main thread waits for signals and for the ranks."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from tinycluster.engine.errors import ConfigError, UnavailableError
+
+BACKLOG = 2048
+STOP_GRACE_S = 2
+"""Answers that are still running get so long when the server stops."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. ConfigError where the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"server.host {host!r} is not an address of this machine: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class HttpServer:
+    """Serves `app` on `listener` until `stop`, which also closes the listener."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=STOP_GRACE_S,
+        )
+        self._listener = listener
+        self._server = _Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._server.has_started.wait()
+        if not self._server.started:
+            raise UnavailableError("the HTTP server did not start; the log has the reason")
+
+    def stop(self) -> None:
+        """No new connections; running answers get STOP_GRACE_S, then they are cancelled."""
+        self._server.should_exit = True
+        self._thread.join(STOP_GRACE_S + 3)
+        self._listener.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.has_started.set()
