@@ -1,0 +1,51 @@
+"""Native collectives over memory that ranks share. tinycluster.parallel.native wraps them; the contract is there.
+
+Every call releases the GIL while it waits and copies, and raises GroupError when the group broke.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+class GroupError(RuntimeError): ...
+
+def region_bytes(size: int, slot_bytes: int, mailbox_bytes: int) -> int:
+    """How much memory a group of `size` ranks needs."""
+
+def format_region(memory: Buffer, size: int, slot_bytes: int, mailbox_bytes: int, epoch: int) -> None:
+    """Write the header into zeroed memory; the magic number comes last."""
+
+class Group:
+    """One rank of a group whose region is `memory`.
+
+    `fd` is the region's file, opened by this rank alone, or -1: a lock in it tells the other ranks that this one lives.
+    """
+
+    def __init__(
+        self,
+        memory: Buffer,
+        size: int,
+        rank: int,
+        slot_bytes: int,
+        mailbox_bytes: int,
+        epoch: int,
+        timeout_s: float,
+        spin_us: float,
+        fd: int,
+    ) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def attach(self) -> None: ...
+    def all_reduce(self, x: NDArray[np.int64] | NDArray[np.float32]) -> None: ...
+    def all_gather(self, x: NDArray[Any], bytes: Sequence[int], out: NDArray[Any]) -> None: ...
+    def broadcast(self, x: NDArray[Any], root: int) -> None: ...
+    def send(self, x: NDArray[Any], to: int) -> None: ...
+    def recv(self, x: NDArray[Any], source: int) -> None: ...
+    def barrier(self) -> None: ...
+    def abort(self, reason: str) -> None: ...
+    def close(self) -> None: ...
