@@ -1,4 +1,4 @@
-"""The mesh of ranks: a tensor axis, whose ranks share every layer, and a pipeline axis, whose stages share the layers."""
+"""The mesh of ranks: tensor ranks share every layer of their stage, pipeline stages share out the layers."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
 from tinycluster.parallel.communicator import F32, I64, Communicator
 
 
@@ -59,10 +58,10 @@ class StageCollectives:
         """x (O, widths[rank]) of every tensor rank, side by side in rank order: (O, sum of widths)."""
         if self._tensor_group.size == 1:
             return x
-        O = x.shape[0]
-        flat = self._tensor_group.all_gather(x.reshape(-1), [O * width for width in widths])
-        ends = np.cumsum([O * width for width in widths[:-1]])
-        parts = [part.reshape(O, width) for part, width in zip(np.split(flat, ends), widths, strict=True)]
+        num_rows = x.shape[0]
+        flat = self._tensor_group.all_gather(x.reshape(-1), [num_rows * width for width in widths])
+        ends = np.cumsum([num_rows * width for width in widths[:-1]])
+        parts = [part.reshape(num_rows, width) for part, width in zip(np.split(flat, ends), widths, strict=True)]
         return np.concatenate(parts, axis=1)
 
     def send_next(self, x: F32) -> None:
