@@ -16,7 +16,7 @@ import tinycluster
 from tinycluster.engine.errors import ContextLengthError, TinyclusterError
 from tinycluster.serve.body import read_object
 from tinycluster.serve.choices import Choices, Text, gather, submit
-from tinycluster.serve.disconnect import ClientDisconnected, unless_disconnected
+from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import ErrorBoundary, answer_error
 from tinycluster.serve.prompts import chat_prompt, completion_prompts
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
@@ -31,7 +31,7 @@ def create_app(registry: ModelRegistry) -> FastAPI:
     app.add_middleware(ErrorBoundary)
     app.add_exception_handler(TinyclusterError, answer_error)
     app.add_exception_handler(HTTPException, answer_error)
-    app.add_exception_handler(ClientDisconnected, _answer_nobody)
+    app.add_exception_handler(ClientGoneError, _answer_nobody)
     _add_status_routes(app, registry)
     _add_generation_routes(app, registry)
     return app

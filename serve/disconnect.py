@@ -11,7 +11,7 @@ from starlette.types import Receive
 Result = TypeVar("Result")
 
 
-class ClientDisconnected(Exception):
+class ClientGoneError(Exception):
     """The client closed its connection; nobody reads an answer."""
 
 
@@ -23,7 +23,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ClientDisconnected
+        raise ClientGoneError
     finally:
         working.cancel()
         watching.cancel()

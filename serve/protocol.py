@@ -35,8 +35,9 @@ def _joined(content: Any) -> Any:
     """Text parts become one string, a line each."""
     if not isinstance(content, list):
         return content
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    if len(texts) != len(content) or not all(isinstance(text, str) for text in texts):
+    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [text for part in parts if isinstance(text := part.get("text"), str)]
+    if len(texts) != len(content):
         raise ValueError("must be a string or parts of the form {'type': 'text', 'text': '…'}")
     return "\n".join(texts)
 
@@ -143,7 +144,7 @@ class CompletionRequest(_Sampling):
     prompt: Annotated[Any, AfterValidator(_prompts)]
 
     def limit(self) -> int | None:
-        return _or(self.max_tokens, COMPLETION_MAX_TOKENS)
+        return COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 def choice_seed(seed: int, choice: int) -> int:

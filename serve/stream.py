@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.serve.choices import Choices
-from tinycluster.serve.disconnect import ClientDisconnected, unless_disconnected
+from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import reply_for
 from tinycluster.serve.registry import Delta
 
@@ -97,7 +97,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with suppress(ClientDisconnected):
+            with suppress(ClientGoneError):
                 await unless_disconnected(receive, self._send_all(scope, receive, send))
         finally:
             self._choices.abort()

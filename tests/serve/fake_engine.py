@@ -51,7 +51,7 @@ class FakeEngine:
     is_ready: bool = True
     running: set[int] = field(default_factory=set)
     submitted: list[SamplingParams] = field(default_factory=list)
-    tokenizer: ByteTokenizer = ByteTokenizer()
+    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
     vocab_size: int = 256
 
     def __post_init__(self) -> None:

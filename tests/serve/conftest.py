@@ -1,0 +1,53 @@
+"""A real server on a free port, over fake engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from tests.serve.fake_engine import FakeEngine
+
+from tinycluster.serve.app import create_app
+from tinycluster.serve.http_server import HttpServer, listen, url_of
+from tinycluster.serve.registry import ModelRegistry
+
+StartServer = Callable[..., str]
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """start_server(engine, ...) -> URL. Every server is stopped at the end of the test."""
+    servers: list[HttpServer] = []
+
+    def start(*engines: FakeEngine) -> str:
+        registry = ModelRegistry()
+        for engine in engines:
+            registry.add(engine)
+        listener = listen("127.0.0.1", 0)
+        server = HttpServer(create_app(registry), listener)
+        servers.append(server)
+        server.start()
+        return url_of(listener)
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def fake_url() -> Iterator[str]:
+    """One server with one ungated fake engine, for tests that leave nothing behind in it."""
+    registry = ModelRegistry()
+    registry.add(FakeEngine())
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(create_app(registry), listener)
+    server.start()
+    yield url_of(listener)
+    server.stop()
+
+
+@pytest.fixture
+def client(fake_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fake_url, timeout=20) as client:
+        yield client
