@@ -61,10 +61,14 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class RankFailure:
-    """Why a rank gives up; `step_id` is -1 before the first step."""
+    """Why a rank gives up; `step_id` is -1 before the first step.
+
+    `is_consequence` says that only a collective failed: the cause is a neighbour that left.
+    """
 
     rank: int
     step_id: int
+    is_consequence: bool
     sentence: str
 
 
@@ -117,7 +121,7 @@ _LENGTH = struct.Struct("<I")
 _HELLO = struct.Struct("<I")
 _PROGRESS = struct.Struct("<QQ")
 _READY = struct.Struct("<Q")
-_FAILURE = struct.Struct("<Iq")
+_FAILURE = struct.Struct("<Iq?")
 _STEP = struct.Struct("<QI")
 # request_id, position, tokens, blocks, sample, seed, temperature, top_k, top_p, min_p, return_logits_digest
 _ROW = struct.Struct("<qiII?Qdidd?")
@@ -176,7 +180,7 @@ def _encode_hello(hello: Hello) -> bytes:
 
 
 def _encode_failure(failure: RankFailure) -> bytes:
-    return _FAILURE.pack(failure.rank, failure.step_id) + _block(failure.sentence.encode(errors="replace"))
+    return _FAILURE.pack(failure.rank, failure.step_id, failure.is_consequence) + _block(failure.sentence.encode(errors="replace"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""One request's stream of text and tokens, read by a thread or by an event loop while the driver writes it."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+from tinycluster.engine.detokenizer import Detokenizer
+from tinycluster.engine.errors import TinyclusterError
+from tinycluster.engine.request import FinishReason, RequestOutput
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a step added. `text` may lag behind the tokens: half a character or half a stop string is held back."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logits: tuple[bytes, ...] = ()
+
+
+class TextAssembler:
+    """Turns a request's outputs into deltas and finds stop strings, which only the text shows."""
+
+    def __init__(self, detokenizer: Detokenizer, include_stop: bool) -> None:
+        self._detokenizer, self._include_stop = detokenizer, include_stop
+
+    def add(self, output: RequestOutput) -> Delta:
+        """The delta of one output. A stop string ends the request earlier than the scheduler knows."""
+        text = ""
+        for index, token in enumerate(output.token_ids):
+            if not (self._is_end(output, index) and not self._include_stop):
+                text += self._detokenizer.push(token)
+            if self._detokenizer.stopped_by is not None:
+                num_kept = index + 1
+                stopped_by = self._detokenizer.stopped_by
+                return Delta(output.token_ids[:num_kept], text, "stop", stopped_by, output.logits[:num_kept])
+        if output.finish_reason is not None:
+            text += self._detokenizer.flush()
+        return Delta(output.token_ids, text, output.finish_reason, output.stop_reason, output.logits)
+
+    @staticmethod
+    def _is_end(output: RequestOutput, index: int) -> bool:
+        """Whether this token only ended the request: its text is not part of the answer."""
+        return output.finish_reason == "stop" and index == len(output.token_ids) - 1
+
+
+class Generation:
+    """Iterate it, blocking or asynchronously, once. Leaving the iteration early aborts the request.
+
+    A request that fails raises UnavailableError from the iterator.
+    """
+
+    def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
+        self.request_id = request_id
+        self._abort = abort
+        self._arrived: queue.SimpleQueue[Delta | TinyclusterError] = queue.SimpleQueue()
+        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def abort(self) -> None:
+        """End the request in any state; its blocks are free before the next step is planned. Any thread may call it."""
+        self._abort(self.request_id)
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self.iterate()
+
+    def iterate(self, timeout_s: float | None = None) -> Iterator[Delta]:
+        """As iteration, but TimeoutError when nothing arrives for `timeout_s`."""
+        is_finished = False
+        try:
+            while not is_finished:
+                delta = self._take(timeout_s)
+                is_finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            if not is_finished:
+                self.abort()
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        event = asyncio.Event()
+        self._reader = (asyncio.get_running_loop(), event)
+        is_finished = False
+        try:
+            while not is_finished:
+                event.clear()
+                while not self._arrived.empty():
+                    delta = self._take(0)
+                    is_finished = delta.finish_reason is not None
+                    yield delta
+                if not is_finished:
+                    await event.wait()
+        finally:
+            self._reader = None
+            if not is_finished:
+                self.abort()
+
+    def _take(self, timeout_s: float | None) -> Delta:
+        try:
+            item = self._arrived.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError(f"nothing arrived for {timeout_s} s") from None
+        if isinstance(item, TinyclusterError):
+            raise item
+        return item
+
+
+class HandOver:
+    """Puts a step's deltas into their generations, then wakes every event loop once, however many requests it reads."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+
+    def put(self, generation: Generation, item: Delta | TinyclusterError) -> None:
+        # The item goes first: a reader that registers in between looks into the queue before it waits.
+        generation._arrived.put(item)
+        if (reader := generation._reader) is not None:
+            loop, event = reader
+            self._waiting.setdefault(loop, []).append(event)
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for loop, events in waiting.items():
+            try:
+                loop.call_soon_threadsafe(_set_all, events)
+            except RuntimeError:
+                pass  # the loop was closed: nobody reads these any more
+
+
+def _set_all(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

@@ -1,0 +1,84 @@
+"""Local mode: ranks as threads of this process. No Ray is imported."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+
+from tinycluster.cluster.blueprint import Blueprint
+from tinycluster.cluster.channel import LocalChannel
+from tinycluster.cluster.messages import Message, Stop
+from tinycluster.cluster.ranks import Deliver, RankEvent
+from tinycluster.cluster.worker import Neighbours, Worker, load_runner
+from tinycluster.parallel.local import LocalGroup
+from tinycluster.parallel.pipeline import PeerLink
+
+_STOP_TIMEOUT_S = 5.0
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LocalRanks:
+    """The ranks of one model as threads; their messages are passed on without being encoded."""
+
+    heartbeats = False
+
+    def __init__(self, blueprint: Blueprint, threads: int | None, deliver: Deliver) -> None:
+        """`threads` per rank; None shares the cores of this machine among the ranks."""
+        mesh = blueprint.mesh
+        self.size = mesh.size
+        neighbours = connect_threads(blueprint)
+        num_threads = threads or max(1, num_cores() // mesh.size)
+        self._abort = neighbours[0].abort
+        self._channels = [LocalChannel(partial(_deliver, deliver, rank)) for rank in range(mesh.size)]
+        self._threads = []
+        for rank, (channel, around) in enumerate(zip(self._channels, neighbours, strict=True)):
+            load = partial(load_runner, blueprint, rank, blueprint.path, around, channel, num_threads)
+            worker = Worker(rank, channel, around.abort)
+            self._threads.append(threading.Thread(target=worker.run, args=(load,), name=f"rank-{rank}", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, message: Message) -> None:
+        for channel in self._channels:
+            channel.put(message)
+
+    def name(self, rank: int) -> str:
+        return f"rank {rank} (a thread of this process)"
+
+    def close(self) -> None:
+        self.send(Stop())
+        self._abort()
+        for thread in self._threads:
+            thread.join(_STOP_TIMEOUT_S)
+
+
+def _deliver(deliver: Deliver, rank: int, message: Message) -> None:
+    deliver(RankEvent(rank, message))
+
+
+def connect_threads(blueprint: Blueprint) -> list[Neighbours]:
+    """For every rank: a group per stage, and one group of all ranks that carries activations between stages."""
+    mesh, timeout_s = blueprint.mesh, blueprint.step_timeout_s
+    tensor_groups = [LocalGroup(mesh.tensor, timeout_s=timeout_s) for _ in range(mesh.pipeline)]
+    world = LocalGroup(mesh.size, timeout_s=timeout_s)
+    communicators = []
+    for rank in range(mesh.size):
+        tensor = tensor_groups[mesh.stage_of(rank)].communicator(mesh.tensor_rank_of(rank))
+        communicators.append((tensor, world.communicator(rank)))
+
+    def abort() -> None:
+        for tensor, everyone in communicators:
+            tensor.abort()
+            everyone.abort()
+
+    neighbours = []
+    for rank, (tensor, everyone) in enumerate(communicators):
+        previous = PeerLink(everyone, rank - mesh.tensor) if mesh.stage_of(rank) > 0 else None
+        next_link = PeerLink(everyone, rank + mesh.tensor) if mesh.stage_of(rank) < mesh.pipeline - 1 else None
+        neighbours.append(Neighbours(tensor, previous, next_link, abort))
+    return neighbours

@@ -1,0 +1,166 @@
+"""One rank: load its slice of the model, then run step after step until told to stop.
+
+The caller gives the rank its channel and its neighbours; whether they are threads or processes is no matter here.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinycluster.cluster.blueprint import Blueprint
+from tinycluster.cluster.channel import Channel, ChannelClosedError
+from tinycluster.cluster.health import HEARTBEAT_PERIOD_S
+from tinycluster.cluster.messages import Heartbeat, LoadProgress, Message, RankFailure, Ready, Stop
+from tinycluster.engine.checkpoint import open_checkpoint
+from tinycluster.engine.errors import CheckpointError, TinyclusterError
+from tinycluster.engine.models.registry import build
+from tinycluster.engine.request import StepPlan
+from tinycluster.engine.rope import rope_table
+from tinycluster.engine.runner import Runner
+from tinycluster.engine.sampler import Sampler
+from tinycluster.engine.weights import load_weights, loaded_bytes
+from tinycluster.kernels.executor import NativeExecutor, PagedCache
+from tinycluster.kernels.ops import softmax_f32
+from tinycluster.kernels.program import NumericalError
+from tinycluster.parallel.communicator import CollectiveError, Communicator
+from tinycluster.parallel.pipeline import Link, StageCollectives
+
+log = logging.getLogger(__name__)
+_PROGRESS_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The ranks around one rank: its tensor group, and its counterparts in the stages before and after."""
+
+    tensor_group: Communicator
+    previous: Link | None
+    next: Link | None
+    abort: Callable[[], None]
+    """Wakes this rank and all its neighbours from every wait."""
+
+
+def load_runner(
+    blueprint: Blueprint, rank: int, path: Path, neighbours: Neighbours, channel: Channel, num_threads: int
+) -> Runner:
+    """Read this rank's weights from `path` and make it ready to run. CheckpointError when it is another model."""
+    checkpoint = open_checkpoint(path)
+    if checkpoint.digest != blueprint.digest:
+        raise CheckpointError(f"{path} is not the model that the driver has: the digests differ")
+    shares = blueprint.shares(rank, checkpoint.config)
+    program, specs = build(checkpoint.config, blueprint.stage(rank), shares)
+    wanted = blueprint.wanted_format
+    progress = _LoadProgress(channel, loaded_bytes(checkpoint, specs, shares, wanted))
+    weights = load_weights(checkpoint, specs, shares, wanted, progress.advance)
+    executor = NativeExecutor(
+        program,
+        weights,
+        rope_table(checkpoint.config, blueprint.max_model_len),
+        PagedCache(program.kv, blueprint.num_blocks, blueprint.block_tokens),
+        StageCollectives(neighbours.tensor_group, neighbours.previous, neighbours.next),
+        num_threads,
+    )
+    sampler = Sampler(softmax_f32)
+    return Runner(executor, sampler, neighbours.tensor_group, is_only_stage=blueprint.mesh.pipeline == 1)
+
+
+class Worker:
+    """Serves one channel. Every failure is sent to the driver as a sentence, and wakes the neighbours."""
+
+    def __init__(self, rank: int, channel: Channel, abort: Callable[[], None]) -> None:
+        self._rank, self._channel, self._abort = rank, channel, abort
+        self._step_id = -1
+
+    def run(self, load: Callable[[], Runner]) -> None:
+        """Load, report Ready, and run plans until Stop or the end of the channel."""
+        try:
+            runner = load()
+            self._channel.send(Ready(0))
+            self._run_steps(runner)
+        except ChannelClosedError:
+            self._abort()  # without a driver there is nothing to compute
+        except Exception as error:
+            self._report(error)
+            self._abort()
+
+    def _run_steps(self, runner: Runner) -> None:
+        while True:
+            message = self._channel.receive()
+            if isinstance(message, Stop):
+                return
+            if isinstance(message, StepPlan):
+                self._step_id = message.step_id
+                result = runner.run(message)
+                if result is not None:
+                    self._channel.send(result)
+
+    def _report(self, error: Exception) -> None:
+        is_known = isinstance(error, TinyclusterError | CollectiveError | NumericalError)
+        if not is_known:
+            log.exception("rank %d failed", self._rank)
+        sentence = str(error) if is_known else f"{type(error).__name__}: {error}"
+        failure = RankFailure(self._rank, self._step_id, isinstance(error, CollectiveError), sentence)
+        try:
+            self._channel.send(failure)
+        except ChannelClosedError:
+            log.error("rank %d could not tell its driver: %s", self._rank, sentence)
+
+
+class ControlledChannel:
+    """A rank's socket channel with a control thread that reads it, sends heartbeats, and notices the driver's end."""
+
+    def __init__(self, channel: Channel, on_driver_lost: Callable[[], None]) -> None:
+        self._channel, self._on_driver_lost = channel, on_driver_lost
+        self._incoming: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="control", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self._is_closed = threading.Event()
+
+    def send(self, message: Message) -> None:
+        self._channel.send(message)
+
+    def receive(self, timeout_s: float | None = None) -> Message | None:
+        try:
+            message = self._incoming.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if message is None:
+            raise ChannelClosedError("the driver is gone")
+        return message
+
+    def close(self) -> None:
+        self._is_closed.set()
+        self._channel.close()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._incoming.put(self._channel.receive())
+        except ChannelClosedError:
+            self._incoming.put(None)
+            if not self._is_closed.is_set():
+                self._on_driver_lost()
+
+    def _beat(self) -> None:
+        try:
+            while not self._is_closed.wait(HEARTBEAT_PERIOD_S):
+                self._channel.send(Heartbeat())
+        except ChannelClosedError:
+            return  # the reading thread sees it too
+
+
+class _LoadProgress:
+    def __init__(self, channel: Channel, total_bytes: int) -> None:
+        self._channel, self._total_bytes = channel, total_bytes
+        self._done_bytes = self._reported_bytes = 0
+
+    def advance(self, num_bytes: int) -> None:
+        self._done_bytes += num_bytes
+        if self._done_bytes - self._reported_bytes >= _PROGRESS_BYTES or self._done_bytes >= self._total_bytes:
+            self._reported_bytes = self._done_bytes
+            self._channel.send(LoadProgress(self._done_bytes, self._total_bytes))
