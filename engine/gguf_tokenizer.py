@@ -1,0 +1,188 @@
+"""The tokenizer in a GGUF file's metadata as a `tokenizers` tokenizer.
+
+`gpt2` is byte-level BPE with merges; its pre-tokenizer is only named in the file. `llama` is SentencePiece BPE: pieces
+with scores, which are turned into merges, and byte fallback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import PreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from tinycluster.engine.chat_template import ChatTemplate
+from tinycluster.engine.errors import CheckpointError
+from tinycluster.engine.tokenizer import Tokenizer
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+# Control tokens that end a turn or a text; conversions name only one of them as eos.
+END_TOKENS = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>"})
+
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Llama 3 and Qwen 2 differ in how many digits stay together.
+MODERN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+SPLITS: dict[str, tuple[str, ...]] = {
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]"),
+    "gpt-2": (GPT2_WORDS,),
+    "smollm": (r"\p{N}", GPT2_WORDS),
+    "llama-bpe": (MODERN_WORDS % "{1,3}",),
+    "qwen2": (MODERN_WORDS % "",),
+}
+ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+
+
+class _Metadata:
+    """The tokenizer's fields, checked for their types and against each other."""
+
+    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
+        self._path, self._fields = path, fields
+        self.tokens: list[str] = self.get("tokens", list)
+        types = fields.get("tokenizer.ggml.token_type")
+        self.types = [NORMAL] * len(self.tokens) if types is None else [int(type_) for type_ in types]
+        if len(self.types) != len(self.tokens) or not self.tokens:
+            raise self.error("token_type", f"must have one entry for each of {len(self.tokens)} tokens")
+        self.vocabulary = {token: token_id for token_id, token in enumerate(self.tokens)}
+        if len(self.vocabulary) != len(self.tokens):
+            raise self.error("tokens", "names a token twice")
+
+    def error(self, name: str, rule: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: field tokenizer.ggml.{name} {rule}")
+
+    def get(self, name: str, type_: type, default: Any = None) -> Any:
+        value = self._fields.get(f"tokenizer.ggml.{name}", default)
+        if value is None:
+            raise self.error(name, "is missing")
+        if not isinstance(value, type_):
+            raise self.error(name, f"must be a {type_.__name__}, got {type(value).__name__}")
+        return value
+
+    def token(self, name: str) -> str | None:
+        token_id = self._fields.get(f"tokenizer.ggml.{name}_token_id")
+        if token_id is None:
+            return None
+        if type(token_id) is not int or not 0 <= token_id < len(self.tokens):
+            raise self.error(f"{name}_token_id", f"must be a token id, got {token_id!r}")
+        return self.tokens[token_id]
+
+
+def end_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a text: eos, eot and eom as named in the file, then control tokens known to end a turn."""
+    named = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ids = [token_id for token_id in named if type(token_id) is int]
+    tokens, types = fields.get("tokenizer.ggml.tokens", ()), fields.get("tokenizer.ggml.token_type", ())
+    ids += [
+        token_id
+        for token_id, (token, type_) in enumerate(zip(tokens, types, strict=False))
+        if token in END_TOKENS and type_ == CONTROL
+    ]
+    return tuple(dict.fromkeys(ids))
+
+
+def build_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
+    """CheckpointError names the field that is missing, malformed or not supported."""
+    metadata = _Metadata(path, fields)
+    model = metadata.get("model", str)
+    if model == "gpt2":
+        backend, adds_bos = _byte_level(metadata)
+    elif model == "llama":
+        backend, adds_bos = _sentencepiece(metadata), True
+    else:
+        raise metadata.error("model", f"must be 'gpt2' or 'llama', got {model!r}")
+    _add_tokens(backend, metadata)
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    special_tokens = {name: token for name, key in names.items() if (token := metadata.token(key)) is not None}
+    bos = special_tokens.get("bos_token")
+    if bos is not None and metadata.get("add_bos_token", bool, adds_bos):
+        backend.post_processor = TemplateProcessing(
+            single=f"{bos}:0 $A:0", special_tokens=[(bos, metadata.vocabulary[bos])]
+        )
+    template = fields.get("tokenizer.chat_template")
+    return Tokenizer(
+        backend,
+        bos_token_id=None if bos is None else metadata.vocabulary[bos],
+        eos_token_ids=end_token_ids(fields),
+        chat_template=ChatTemplate(template, special_tokens=special_tokens) if isinstance(template, str) else None,
+    )
+
+
+def _byte_level(metadata: _Metadata) -> tuple[tokenizers.Tokenizer, bool]:
+    """A gpt2-style tokenizer, and whether it adds BOS where the file does not say."""
+    merges = [tuple(merge.split(" ")) for merge in metadata.get("merges", list)]
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= metadata.vocabulary.keys():
+            raise metadata.error("merges", f"holds {' '.join(merge)!r}, which does not join two tokens to a third")
+    named = metadata.get("pre", str, "default")
+    kind = ALIASES.get(named, named)
+    if kind not in SPLITS:
+        raise metadata.error("pre", f"must be one of {', '.join([*SPLITS, *ALIASES])}, got {named!r}")
+    # Llama 3 takes a word that is a token as it is, even where merges would not build it.
+    backend = tokenizers.Tokenizer(
+        BPE(vocab=metadata.vocabulary, merges=merges, ignore_merges=kind == "llama-bpe", fuse_unk=False)
+    )
+    splits: list[PreTokenizer] = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in SPLITS[kind]]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    if kind == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    backend.decoder = decoders.ByteLevel()
+    return backend, kind == "llama-bpe"
+
+
+def _sentencepiece(metadata: _Metadata) -> tokenizers.Tokenizer:
+    scores = metadata.get("scores", object)
+    if len(scores) != len(metadata.tokens):
+        raise metadata.error("scores", f"must have one entry for each of {len(metadata.tokens)} tokens")
+    unknown = next((metadata.tokens[i] for i, type_ in enumerate(metadata.types) if type_ == UNKNOWN), None)
+    backend = tokenizers.Tokenizer(
+        BPE(
+            vocab=metadata.vocabulary,
+            merges=merges_of_pieces(metadata.tokens, [float(score) for score in scores], metadata.types),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    spaces: normalizers.Normalizer = normalizers.Replace(" ", "▁")
+    if metadata.get("add_space_prefix", bool, True):
+        spaces = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer = spaces
+    backend.decoder = decoders.Sequence(steps)
+    return backend
+
+
+def merges_of_pieces(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[tuple[str, str]]:
+    """SentencePiece joins the neighbours whose joint piece has the highest score; as merges, best first.
+
+    Each piece contributes every way to cut it into two pieces. Ties keep the order of ids.
+    """
+    pieces = {token: token_id for token_id, token in enumerate(tokens) if types[token_id] == NORMAL}
+    ranked: list[tuple[float, int, int, str, str]] = []
+    for token, token_id in pieces.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in pieces and right in pieces:
+                ranked.append((-scores[token_id], token_id, pieces[left], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, metadata: _Metadata) -> None:
+    """Control and unknown tokens are special; tokens that the user defined are found in text but kept in output."""
+    by_type: dict[int, list[str]] = {}
+    for token, type_ in zip(metadata.tokens, metadata.types, strict=True):
+        by_type.setdefault(type_, []).append(token)
+    special = [*by_type.get(UNKNOWN, ()), *by_type.get(CONTROL, ())]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    user_defined = by_type.get(USER_DEFINED, ())
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in user_defined])

@@ -1,0 +1,133 @@
+"""Text to token ids and back.
+
+Encoding is the `tokenizers` library's. Decoding is done here, on bytes: every token stands for a fixed byte string, the
+strings are joined and read as UTF-8. So decoding a stream costs the same as decoding the whole, and a character cut in
+two by a token boundary is simply an incomplete UTF-8 sequence. Two families of decoders fit this description:
+
+    byte-level BPE    each character of a token stands for one byte (Radford et al. 2019): GPT-2, Llama 3, Qwen, SmolLM
+    SentencePiece     '▁' stands for a space, <0x0A> for a byte (Kudo & Richardson 2018): Llama 2, Mistral
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import tokenizers
+
+from tinycluster.engine.chat_template import ChatTemplate
+from tinycluster.engine.errors import RequestError
+
+TokenAlphabet = Literal["byte_level", "sentencepiece"]
+SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+
+
+class DecoderError(ValueError):
+    """The tokenizer's decoder belongs to neither family."""
+
+
+class Tokenizer:
+    """`vocab_size` counts the tokenizer's own tokens; a model's embedding may have more rows."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_token_id: int | None,
+        eos_token_ids: tuple[int, ...],
+        chat_template: ChatTemplate | None,
+    ) -> None:
+        """Raises DecoderError."""
+        self._backend = backend
+        self._alphabet, self.strips_leading_space = _decoding(backend)
+        self._special = {token_id: token.special for token_id, token in backend.get_added_tokens_decoder().items()}
+        self._bytes: dict[int, bytes] = {}
+        self._chat_template = chat_template
+        self.bos_token_id = bos_token_id
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids; `add_special_tokens` puts the model's BOS in front, if it has one. RequestError for half of a
+        surrogate pair, which no UTF-8 text contains."""
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise RequestError("the text is not valid Unicode", "messages") from error
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Bytes that are not UTF-8 become U+FFFD. An id outside the vocabulary stands for nothing."""
+        parts = (self.token_bytes(token_id, skip_special_tokens=skip_special_tokens) for token_id in token_ids)
+        text = b"".join(parts).decode("utf-8", errors="replace")
+        return text[1:] if self.strips_leading_space and text.startswith(" ") else text
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """RequestError with param "messages" when the model has no template or the template refuses the messages."""
+        if self._chat_template is None:
+            raise RequestError("this model has no chat template; use the completions endpoint", "messages")
+        text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        return self.encode(text, add_special_tokens=False)
+
+    def is_special(self, token_id: int) -> bool:
+        """Control tokens, which skip_special_tokens leaves out of decoded text."""
+        return self._special.get(token_id, False)
+
+    def token_bytes(self, token_id: int, *, skip_special_tokens: bool = True) -> bytes:
+        """What a token adds to the text, before a leading space of the whole text is stripped."""
+        if skip_special_tokens and self.is_special(token_id):
+            return b""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._token_bytes(token_id)
+        return known
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        token = self._backend.id_to_token(token_id) if token_id >= 0 else None
+        if token is None:
+            return b""
+        if self._alphabet == "byte_level":
+            byte_of = [BYTE_OF_CHARACTER.get(character) for character in token]
+            return token.encode() if None in byte_of else bytes(byte for byte in byte_of if byte is not None)
+        if match := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
+            return bytes.fromhex(match[1])
+        return token.replace("▁", " ").encode()
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Printable Latin-1 characters stand for themselves, the other bytes for U+0100 upward, in order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _byte_of_character()
+
+
+def _decoding(backend: tokenizers.Tokenizer) -> tuple[TokenAlphabet, bool]:
+    """The family of a tokenizer's decoder, and whether it strips one leading space."""
+    if backend.decoder is None:
+        raise DecoderError("the tokenizer has no decoder")
+    state = json.loads(backend.decoder.__getstate__())
+    steps = state["decoders"] if state["type"] == "Sequence" else [state]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        return "byte_level", False
+    if not set(kinds) <= SENTENCEPIECE_STEPS or not {"Replace", "Metaspace"} & set(kinds):
+        raise DecoderError(f"the decoder {' + '.join(kinds)} is not supported")
+    for step in steps:
+        if step["type"] == "Replace" and (step["pattern"], step["content"]) != ({"String": "▁"}, " "):
+            raise DecoderError(f"the decoder replaces {step['pattern']} by {step['content']!r}, which is not supported")
+        if step["type"] == "Strip" and (step["content"], step["stop"]) != (" ", 0):
+            raise DecoderError("the decoder strips something else than one leading space, which is not supported")
+    strips = any(step["type"] == "Strip" and step["start"] == 1 for step in steps)
+    prepends = any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in steps)
+    return "sentencepiece", strips or prepends
