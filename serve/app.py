@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 import tinycluster
+from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError, TinyclusterError
 from tinycluster.serve.body import read_object
 from tinycluster.serve.choices import Choices, Text, gather, submit
@@ -20,7 +21,7 @@ from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import ErrorBoundary, answer_error
 from tinycluster.serve.prompts import chat_prompt, completion_prompts
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
-from tinycluster.serve.registry import ModelRegistry, ServedModel
+from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.stream import Chunks, EventStream, Kind
 
 
@@ -40,13 +41,13 @@ def create_app(registry: ModelRegistry) -> FastAPI:
 def _add_status_routes(app: FastAPI, registry: ModelRegistry) -> None:
     started = int(time.time())
 
-    def card(model: ServedModel) -> dict[str, Any]:
+    def card(engine: Engine) -> dict[str, Any]:
         fixed = {"object": "model", "created": started, "owned_by": "tinycluster"}
-        return {"id": model.name, **fixed, "max_model_len": model.max_model_len}
+        return {"id": engine.name, **fixed, "max_model_len": engine.max_model_len}
 
     @app.get("/v1/models")
     async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [card(model) for model in registry.models]})
+        return JSONResponse({"object": "list", "data": [card(engine) for engine in registry.engines]})
 
     @app.get("/v1/models/{name:path}")
     async def show_model(name: str) -> Response:
@@ -60,8 +61,8 @@ def _add_status_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.get("/health/ready")
     async def ready() -> Response:
         """200 if a real forward pass went through every rank of every model in the last 10 s, else 503."""
-        registry.get(registry.models[0].name if registry.models else None)
-        await asyncio.gather(*(asyncio.to_thread(model.check_ready) for model in registry.models))
+        registry.get(registry.engines[0].name if registry.engines else None)
+        await asyncio.gather(*(asyncio.to_thread(engine.check_ready) for engine in registry.engines))
         return JSONResponse({"status": "ready"})
 
     @app.get("/version")
@@ -73,17 +74,17 @@ def _add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = parse(ChatRequest, await read_object(request))
-        model = registry.get(body.model)
-        prompts = [await chat_prompt(model, body.template_messages())]
-        return await _answer(request, body, model, prompts, "chat.completion")
+        engine = registry.get(body.model)
+        prompts = [await chat_prompt(engine, body.template_messages())]
+        return await _answer(request, body, engine, prompts, "chat.completion")
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = parse(CompletionRequest, await read_object(request))
-        model = registry.get(body.model)
-        prompts = await completion_prompts(model, body.prompt)
+        engine = registry.get(body.model)
+        prompts = await completion_prompts(engine, body.prompt)
         try:
-            return await _answer(request, body, model, prompts, "text_completion")
+            return await _answer(request, body, engine, prompts, "text_completion")
         except ContextLengthError as error:
             raise ContextLengthError(error.message, param="prompt") from None
 
@@ -91,15 +92,15 @@ def _add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
 async def _answer(
     request: Request,
     body: ChatRequest | CompletionRequest,
-    model: ServedModel,
+    engine: Engine,
     prompts: Sequence[Sequence[int]],
     kind: Kind,
 ) -> Response:
-    choices = submit(model, prompts, body.num_choices, body.sampling)
+    choices = submit(engine, prompts, body.num_choices, body.sampling)
     head = {
         "id": f"{'chatcmpl' if kind == 'chat.completion' else 'cmpl'}-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": model.name,
+        "model": engine.name,
     }
     if body.stream:
         return EventStream(choices, Chunks(kind, head, body.include_usage))

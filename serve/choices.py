@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from tinycluster.cluster.driver import Engine
+from tinycluster.cluster.generation import Delta, Generation
 from tinycluster.engine.errors import UnavailableError
 from tinycluster.engine.request import FinishReason, SamplingParams
-from tinycluster.serve.registry import Delta, Generation, ServedModel
 
 Step = list[tuple[int, Delta]]
 """What one engine step added: (choice, delta), at most a few per choice."""
@@ -57,14 +58,14 @@ class Choices:
 
 
 def submit(
-    model: ServedModel, prompts: Sequence[Sequence[int]], num_choices: int, sampling: Callable[[int], SamplingParams]
+    engine: Engine, prompts: Sequence[Sequence[int]], num_choices: int, sampling: Callable[[int], SamplingParams]
 ) -> Choices:
     """Submit every choice of every prompt, or none: a full queue ends those already submitted."""
     generations: list[Generation] = []
     try:
         for prompt in prompts:
             for choice in range(num_choices):
-                generations.append(model.submit(prompt, sampling(choice)))
+                generations.append(engine.submit(prompt, sampling(choice)))
     except BaseException:
         for generation in generations:
             generation.abort()

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tinycluster.cluster.generation import Delta
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import reply_for
-from tinycluster.serve.registry import Delta
 
 log = logging.getLogger(__name__)
 

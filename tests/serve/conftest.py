@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from tests.serve.fake_engine import FakeEngine
 
+from tests.serve.fake_engine import FakeEngine
 from tinycluster.serve.app import create_app
 from tinycluster.serve.http_server import HttpServer, listen, url_of
 from tinycluster.serve.registry import ModelRegistry

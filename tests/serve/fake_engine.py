@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinycluster.engine.errors import ContextLengthError, QueueFullError, UnavailableError
+from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.request import FinishReason, SamplingParams
 
 
@@ -52,7 +53,7 @@ class FakeEngine:
     running: set[int] = field(default_factory=set)
     submitted: list[SamplingParams] = field(default_factory=list)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
-    vocab_size: int = 256
+    config: ModelConfig = ModelConfig("llama", 256, 8, 8, 1, 1, 1, 8, 1e-5, 1000)
 
     def __post_init__(self) -> None:
         self._ids = itertools.count()

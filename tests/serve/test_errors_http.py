@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeEngine
-
 from tinycluster.serve.body import MAX_BODY_BYTES
 
 CHAT = "/v1/chat/completions"
