@@ -13,13 +13,13 @@ from tinycluster.engine.models.registry import build, weight_specs
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.models.stage import Stage
 from tinycluster.engine.scheduler import SchedulerLimits
+from tinycluster.kernels.executor import PagedCache
 from tinycluster.kernels.formats import Format
 from tinycluster.kernels.program import KVShape
 from tinycluster.parallel.mesh import Mesh
 from tinycluster.parallel.units import Shares
 
 DEFAULT_MAX_MODEL_LEN = 4096
-_KV_BYTES = 2 * 4  # a key and a value, float32
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,7 @@ def _num_blocks(
 ) -> int:
     """Blocks that fit kv_cache.memory on every rank, at most what all running requests can fill."""
     block_tokens = model.kv_cache.block_tokens
-    block_bytes = max(
-        _block_bytes(kv, block_tokens) for kv in _kv_shapes(config, mesh, stages)
-    )
+    block_bytes = max(PagedCache.bytes_per_block(kv, block_tokens) for kv in _kv_shapes(config, mesh, stages))
     num_useful = -(-max_model_len // block_tokens) * model.limits.max_running
     if block_bytes == 0:
         return num_useful
@@ -128,6 +126,3 @@ def _kv_shapes(config: ModelConfig, mesh: Mesh, stages: tuple[range, ...]) -> li
     ]
     return [build(config, Stage(layers, False, False), share)[0].kv for layers in stages for share in shares]
 
-
-def _block_bytes(kv: KVShape, block_tokens: int) -> int:
-    return kv.num_layers * kv.num_heads * kv.head_dim * block_tokens * _KV_BYTES

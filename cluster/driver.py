@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tinycluster.cluster.generation import Delta, Generation, HandOver, TextAssembler
+from tinycluster.cluster.generation import Delta as Delta
+from tinycluster.cluster.generation import Generation as Generation
+from tinycluster.cluster.generation import HandOver, TextAssembler
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, READY_WINDOW_S, SilentRank, Watch
 from tinycluster.cluster.messages import RankFailure
 from tinycluster.cluster.ranks import RankEvent, RankLost, Ranks
@@ -38,7 +40,7 @@ _SEED_BITS = 64
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ModelCard:
     """What the API may know of a model."""
 
     name: str
@@ -53,7 +55,7 @@ class Engine:
 
     def __init__(
         self,
-        model: ServedModel,
+        model: ModelCard,
         scheduler: Scheduler,
         ranks: Ranks,
         inbox: queue.SimpleQueue[RankEvent | None],
@@ -89,6 +91,10 @@ class Engine:
         return self.model.tokenizer
 
     @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
+
+    @property
     def mesh(self) -> Mesh:
         return self.model.mesh
 
@@ -110,8 +116,7 @@ class Engine:
         assembler = TextAssembler(detokenizer, sampling.include_stop_str_in_output)
         seed = secrets.randbits(_SEED_BITS) if sampling.seed is None else sampling.seed % 2**_SEED_BITS
         with self._lock:
-            if self._failure is not None:
-                raise self._failure
+            self._raise_if_failed()
             generation = Generation(next(self._ids), self._abort)
             self._scheduler.add(generation.request_id, prompt_token_ids, sampling, seed)
             self._requests[generation.request_id] = (generation, assembler)
@@ -126,14 +131,18 @@ class Engine:
         with self._probe_lock:
             if self._failure is None and not self._watch.is_fresh(time.monotonic()):
                 self._probe()
-        if self._failure is not None:
-            raise self._failure
+        self._raise_if_failed()
 
     def close(self) -> None:
         """End every request with UnavailableError, then the ranks. May be called twice."""
         self._fail(UnavailableError(f"{self.name} is stopping"), is_fault=False)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _raise_if_failed(self) -> None:
+        if self._failure is not None:
+            # A new object: threads that share one would add to each other's traceback.
+            raise UnavailableError(str(self._failure))
 
     def _probe(self) -> None:
         sampling = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)

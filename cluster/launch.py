@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinycluster.cluster.blueprint import Blueprint, draw, scheduler_limits
 from tinycluster.cluster.config import ModelSettings, Settings
-from tinycluster.cluster.driver import Engine, OnFailure, ServedModel
+from tinycluster.cluster.driver import Engine, OnFailure, ModelCard
 from tinycluster.cluster.health import SILENCE_LIMIT_S
 from tinycluster.cluster.local import LocalRanks
 from tinycluster.cluster.messages import LoadProgress, RankFailure, Ready
@@ -67,7 +67,7 @@ def start_engine(
         eos_token_ids=tokenizer.eos_token_ids,
         micro_batches=blueprint.mesh.pipeline,
     )
-    served = ServedModel(model.name, checkpoint.config, tokenizer, blueprint.mesh, blueprint.max_model_len)
+    served = ModelCard(model.name, checkpoint.config, tokenizer, blueprint.mesh, blueprint.max_model_len)
     return Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
 
 
