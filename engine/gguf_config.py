@@ -107,10 +107,11 @@ class _Metadata:
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self._fields = fields
-        self.architecture = fields.get("general.architecture")
-        if self.architecture not in ARCHITECTURES:
+        architecture = fields.get("general.architecture")
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise MetadataError(f"architecture {self.architecture!r} is not supported; supported are {known}")
+            raise MetadataError(f"architecture {architecture!r} is not supported; supported are {known}")
+        self.architecture = architecture
 
     def key(self, name: str) -> str:
         return f"{self.architecture}.{name}"

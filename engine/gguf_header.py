@@ -74,7 +74,7 @@ class _Walk:
 
     def __init__(self, mapped: NDArray[np.uint8]) -> None:
         self._mapped = mapped
-        self._buffer = memoryview(mapped)
+        self._buffer: memoryview = mapped.data
         self._size = int(mapped.shape[0])
         self._position = 0
 
