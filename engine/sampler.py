@@ -31,10 +31,15 @@ FIRST_CANDIDATES = 256
 
 
 class Sampler:
-    """`softmax` maps float32 logits (V,) to float32 probabilities (V,); it must be exact on every machine."""
+    """`softmax` maps float32 logits (V,) to float32 probabilities (V,), with the same bits on every machine.
+
+    Keeps scratch memory between calls, so it belongs to one thread: fresh pages cost more than the arithmetic.
+    """
 
     def __init__(self, softmax: Callable[[F32], F32]) -> None:
         self._softmax = softmax
+        self._scaled_V = np.empty(0, np.float32)
+        self._weights_V = np.empty(0, np.int64)
 
     def sample(self, logits_V: F32, params: SamplingParams, seed: int, position: int) -> int:
         """The id of one token. NumericalError when the largest logit is not a finite number."""
@@ -42,15 +47,14 @@ class Sampler:
             raise NumericalError(f"the logits for position {position} are not finite")
         if params.temperature < GREEDY_BELOW:
             return int(np.argmax(logits_V))
-        scaled_V = logits_V / np.float32(params.temperature)
-        weights_V = weights(self._softmax(scaled_V))
-        ids_N = kept_ids(scaled_V, weights_V, params)
-        return draw(weights_V, ids_N, seed, position)
-
-
-def weights(probabilities_V: F32) -> I64:
-    """Probabilities as integer numbers of 2^-50; a product with a power of two is exact in float32."""
-    return (probabilities_V * WEIGHT_ONE).astype(np.int64)
+        if len(self._scaled_V) != len(logits_V):
+            self._scaled_V = np.empty(len(logits_V), np.float32)
+            self._weights_V = np.empty(len(logits_V), np.int64)
+        scaled_V = np.divide(logits_V, np.float32(params.temperature), out=self._scaled_V)
+        # A product with a power of two is exact in float32.
+        self._weights_V[:] = self._softmax(scaled_V) * WEIGHT_ONE
+        ids_N = kept_ids(scaled_V, self._weights_V, params)
+        return draw(self._weights_V, ids_N, seed, position)
 
 
 def fraction(share: float, weight: int) -> int:
@@ -104,9 +108,12 @@ def nucleus(logits_V: F32, weights_V: I64, top_p: float, ids_N: Ids | None) -> I
 
 
 def draw(weights_V: I64, ids_N: Ids | None, seed: int, position: int) -> int:
-    """Inverse of the cumulative distribution in vocabulary order, at the uniform number of (seed, position)."""
-    weights_N = weights_V if ids_N is None else weights_V[ids_N]
-    cumulative_N = np.cumsum(weights_N)
+    """Inverse of the cumulative distribution in vocabulary order, at the uniform number of (seed, position).
+
+    May overwrite `weights_V`.
+    """
+    cumulative_N = weights_V if ids_N is None else weights_V[ids_N]
+    np.cumsum(cumulative_N, out=cumulative_N)
     point = random_below(int(cumulative_N[-1]), seed, position)
     index = int(np.searchsorted(cumulative_N, point, side="right"))
     return index if ids_N is None else int(ids_N[index])

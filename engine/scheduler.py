@@ -197,13 +197,17 @@ class Scheduler:
     def _admit_waiting(self, budget: StepBudget, rows: list[Row]) -> None:
         while self._waiting and budget.num_tokens > 0 and len(self._running) < self._max_running:
             request = self._waiting[0]
-            if request.num_pending or not self._allocate_all(request):
+            if not self._can_admit(request):
                 return
             self._running.append(self._waiting.popleft())
             request.state = "running"
             num_tokens = min(request.num_tokens, budget.num_tokens)
             budget.spend(num_tokens, is_decode=False)
             rows.append(request.advance(num_tokens, self._next_step_id))
+
+    def _can_admit(self, request: ScheduledRequest) -> bool:
+        """Not a preempted request of which a token is still in flight: its input would be unknown to later steps."""
+        return request.num_pending == 0 and self._allocate_all(request)
 
     def _allocate_all(self, request: ScheduledRequest) -> bool:
         """Blocks for all tokens of the request, so that a half-computed prompt never waits for one.
