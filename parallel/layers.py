@@ -163,7 +163,7 @@ class RowParallelLinear:
         weight = b.weight(WeightSpec(f"{self.name}.weight", (N, self.split.size), 1, self.split))
         bias = b.weight(WeightSpec(f"{self.name}.bias", (N,))) if self.bias else None
         fixed = b.buffer("fixed", N, dtype="int64")
-        b.emit(LinearFixed(x, weight, fixed, partial_limit(self.split.num_units)))
+        b.emit(LinearFixed(x, weight, fixed, unit=self.split.unit, limit=partial_limit(self.split.num_units)))
         b.all_reduce(fixed)
         b.emit(AddFixed(residual, fixed, bias))
 
