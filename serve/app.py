@@ -43,7 +43,12 @@ def _add_status_routes(app: FastAPI, registry: ModelRegistry) -> None:
 
     def card(engine: Engine) -> dict[str, Any]:
         fixed = {"object": "model", "created": started, "owned_by": "tinycluster"}
-        return {"id": engine.name, **fixed, "max_model_len": engine.max_model_len}
+        return {
+            "id": engine.name,
+            **fixed,
+            "max_model_len": engine.max_model_len,
+            "vocab_size": engine.config.vocab_size,
+        }
 
     @app.get("/v1/models")
     async def list_models() -> Response:

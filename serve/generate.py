@@ -1,0 +1,54 @@
+"""`tinycluster generate`: one prompt, no server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+
+from tinycluster.cluster.config import Settings
+from tinycluster.cluster.generation import Delta
+from tinycluster.engine.request import SamplingParams
+from tinycluster.serve.llm import LLM, completion_of
+from tinycluster.serve.progress import Bars
+
+
+def generate(settings: Settings, prompt: str, sampling: SamplingParams, *, raw: bool, as_json: bool) -> None:
+    """Print the answer of the settings' first model as it comes, or one JSON object at the end."""
+    with Bars() as bars:
+        llm = LLM(settings, progress=bars)
+    with llm:
+        prompt_token_ids = encode_prompt(llm, prompt, raw=raw)
+        if as_json:
+            print(json.dumps(report(llm, prompt_token_ids, sampling), ensure_ascii=False))
+        else:
+            print_as_it_comes(llm.engine.submit(prompt_token_ids, sampling))
+
+
+def encode_prompt(llm: LLM, prompt: str, *, raw: bool) -> list[int]:
+    if raw:
+        return llm.engine.tokenizer.encode(prompt, add_special_tokens=True)
+    return llm.engine.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+
+
+def print_as_it_comes(deltas: Iterable[Delta]) -> None:
+    for delta in deltas:
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+    print()
+
+
+def report(llm: LLM, prompt_token_ids: list[int], sampling: SamplingParams) -> dict[str, object]:
+    """What --json prints; `seconds` leave out loading."""
+    started_s = time.perf_counter()
+    completion = completion_of(prompt_token_ids, llm.engine.submit(prompt_token_ids, sampling))
+    return {
+        "text": completion.text,
+        "prompt_token_ids": prompt_token_ids,
+        "token_ids": list(completion.token_ids),
+        "logits_sha256": completion.logits_sha256,
+        "mesh": {"tensor": llm.engine.mesh.tensor, "pipeline": llm.engine.mesh.pipeline},
+        "seconds": round(time.perf_counter() - started_s, 3),
+        "finish_reason": completion.finish_reason,
+    }

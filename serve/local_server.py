@@ -1,0 +1,102 @@
+"""`tinycluster serve`: what happens between the first message and the last, with ranks as threads of this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+from tinycluster.cluster.config import Settings
+from tinycluster.cluster.driver import Engine
+from tinycluster.cluster.launch import NewProgress, start_engine
+from tinycluster.engine.errors import UnavailableError
+from tinycluster.serve.app import create_app
+from tinycluster.serve.http_server import HttpServer, listen, url_of
+from tinycluster.serve.registry import ModelRegistry
+
+STOP_WITHIN_S = 9.0
+"""After a signal the process ends in this time, whatever still hangs."""
+
+
+class StopSignal(BaseException):
+    """SIGINT or SIGTERM, raised in the main thread wherever it is; `finally` blocks run."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into StopSignal; later ones change nothing, because the end is bounded."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        watchdog = threading.Timer(STOP_WITHIN_S, os._exit, (0,))
+        watchdog.daemon = True
+        watchdog.start()
+        raise StopSignal
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+
+class Failure:
+    """The first engine failure; the main thread waits for it."""
+
+    def __init__(self) -> None:
+        self._happened = threading.Event()
+        self._error: UnavailableError | None = None
+
+    def report(self, error: UnavailableError) -> None:
+        self._error = self._error or error
+        self._happened.set()
+
+    def wait(self) -> UnavailableError:
+        self._happened.wait()
+        assert self._error is not None
+        return self._error
+
+
+def start_engines(
+    settings: Settings, registry: ModelRegistry, progress: NewProgress, on_failure: Callable[[UnavailableError], None]
+) -> ExitStack:
+    """All models of the settings, added to the registry as they become ready. Closing the stack closes them."""
+    with ExitStack() as engines:
+        for model in settings.models:
+            engine = start_engine(model, settings, progress=progress, on_failure=on_failure)
+            engines.callback(engine.close)
+            registry.add(engine)
+        return engines.pop_all()
+
+
+def serve_local(settings: Settings, progress: NewProgress) -> None:
+    """Serve until a signal (StopSignal) or until a rank is lost (UnavailableError)."""
+    started_s = time.monotonic()
+    failure, registry = Failure(), ModelRegistry()
+    with ExitStack() as running:
+        # The port comes first: one that is taken is known before any model is loaded.
+        listener = running.enter_context(listen(settings.server.host, settings.server.port))
+        running.enter_context(start_engines(settings, registry, progress, failure.report))
+        server = HttpServer(create_app(registry), listener)
+        running.callback(server.stop)
+        server.start()
+        announce(url_of(listener), registry.engines, time.monotonic() - started_s)
+        raise failure.wait()
+
+
+def announce(url: str, engines: tuple[Engine, ...], seconds: float) -> None:
+    """The one line on stdout."""
+    models = "; ".join(f"{engine.name}, {mesh_words(engine.mesh.tensor, engine.mesh.pipeline)}" for engine in engines)
+    print(f"ready: {url} ({models}, {seconds:.1f} s)")
+    sys.stdout.flush()
+
+
+def mesh_words(tensor: int, pipeline: int) -> str:
+    return f"tensor {tensor} × pipeline {pipeline}"

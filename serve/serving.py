@@ -1,0 +1,27 @@
+"""`tinycluster serve`: local or over Ray, until a signal."""
+
+from __future__ import annotations
+
+from tinycluster.cluster.config import Settings
+from tinycluster.serve.local_server import StopSignal, serve_local, stop_on_signals
+from tinycluster.serve.progress import Bars
+
+
+def run_server(settings: Settings) -> None:
+    """Returns after SIGINT or SIGTERM. UnavailableError when a rank is lost, ConfigError and others before."""
+    with stop_on_signals():
+        try:
+            _serve(settings)
+        except StopSignal:
+            return
+
+
+def _serve(settings: Settings) -> None:
+    with Bars() as bars:
+        if settings.cluster.address == "local":
+            serve_local(settings, bars)
+        else:
+            # Local mode must not import Ray.
+            from tinycluster.serve.deployment import serve_on_ray
+
+            serve_on_ray(settings, bars)
