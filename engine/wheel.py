@@ -113,13 +113,18 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, progress: Progress) -
                 process.wait(POLL_S)
                 return seen
             except subprocess.TimeoutExpired:
-                largest = max((_size(path) for path in folder.rglob("*")), default=0)
+                largest = _largest_file_bytes(folder)
                 progress.advance(max(0, largest - seen))
                 seen = max(seen, largest)
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def _largest_file_bytes(folder: Path) -> int:
+    # Unlike Path.rglob, os.walk passes over folders that pip removes meanwhile.
+    return max((_size(Path(parent, name)) for parent, _, names in os.walk(folder) for name in names), default=0)
 
 
 def _size(path: Path) -> int:
