@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
 from tinycluster.engine import scheduler as scheduler_module
 from tinycluster.engine.admission import SchedulerLimits
 from tinycluster.engine.block_pool import BlockPool
@@ -394,11 +395,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def update(self) -> None:
         self.simulation.update()
-
-    @invariant()
-    def blocks_are_conserved(self) -> None:
-        if hasattr(self, "simulation"):
-            self.simulation.scheduler.check()
 
     def teardown(self) -> None:
         if hasattr(self, "simulation"):
