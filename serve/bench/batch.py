@@ -1,0 +1,192 @@
+"""One batch of requests through an engine in this process: how long its prefill and its decode took.
+
+submit all ──► first token of every request ──► last token of every request
+   └───────── prefill ────────┘└──────── decode ────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from tinycluster.engine.errors import ConfigError
+from tinycluster.engine.request import SamplingParams
+from tinycluster.serve.bench.client import Clock
+from tinycluster.serve.bench.console import progress_bar
+from tinycluster.serve.bench.workload import LengthRange, PromptSource, random_requests
+
+if TYPE_CHECKING:
+    from tinycluster.cluster.config import ModelSettings, Settings
+    from tinycluster.cluster.driver import Generation
+
+Prompts = Sequence[Sequence[int]]
+
+
+class Submitter(Protocol):
+    """The part of an engine that a batch needs."""
+
+    def submit(self, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Generation: ...
+
+
+@dataclass(frozen=True)
+class Lengths:
+    input_len: int
+    output_len: int
+
+    def __post_init__(self) -> None:
+        if self.input_len < 1:
+            raise ConfigError(f"--input-len must be at least 1, got {self.input_len}")
+        if self.output_len < 2:
+            raise ConfigError(f"--output-len must be at least 2 to see a decode step, got {self.output_len}")
+
+    def check(self, max_model_len: int) -> None:
+        if self.input_len + self.output_len > max_model_len:
+            raise ConfigError(
+                f"--input-len {self.input_len} and --output-len {self.output_len} together exceed the model's context "
+                f"of {max_model_len} tokens"
+            )
+
+
+@dataclass(frozen=True)
+class BatchTiming:
+    """Seconds of the caller's clock. A request that decodes while another is still in its prefill is not counted twice:
+    `decoded_tokens` are those that came after the last first token."""
+
+    prefill_s: float
+    decode_s: float
+    prompt_tokens: int
+    output_tokens: int
+    decoded_tokens: int
+
+    @property
+    def total_s(self) -> float:
+        return self.prefill_s + self.decode_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.prompt_tokens / self.prefill_s
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return self.decoded_tokens / self.decode_s
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        return self.output_tokens / self.total_s
+
+
+async def run_batch(engine: Submitter, prompts: Prompts, output_len: int, clock: Clock) -> BatchTiming:
+    """Submit all prompts at once, greedy and to full length, and time their tokens."""
+    sampling = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True)
+    start_s = clock()
+    generations = [engine.submit(prompt, sampling) for prompt in prompts]
+    streams = await asyncio.gather(*(_arrivals(generation, clock) for generation in generations))
+    prefilled_s = max(stream[0] for stream in streams)
+    end_s = max(stream[-1] for stream in streams)
+    return BatchTiming(
+        prefill_s=prefilled_s - start_s,
+        decode_s=end_s - prefilled_s,
+        prompt_tokens=sum(map(len, prompts)),
+        output_tokens=sum(map(len, streams)),
+        decoded_tokens=sum(time_s > prefilled_s for stream in streams for time_s in stream),
+    )
+
+
+async def _arrivals(generation: Generation, clock: Clock) -> list[float]:
+    """When each token of a request came."""
+    times_s: list[float] = []
+    async for delta in generation:
+        times_s += [clock()] * len(delta.token_ids)
+    return times_s
+
+
+def draw_prompts(rng: np.random.Generator, vocab_size: int, num_prompts: int, input_len: int) -> Prompts:
+    """Fresh random prompts, so that no prefix cache helps."""
+    requests = random_requests(rng, PromptSource(vocab_size), num_prompts, LengthRange(input_len), LengthRange(1))
+    return [request.prompt for request in requests if not isinstance(request.prompt, str)]
+
+
+@dataclass(frozen=True)
+class MeshFlags:
+    """What the command line changes of the configuration file; None leaves it as it is."""
+
+    local: bool = False
+    tensor: int | None = None
+    pipeline: int | None = None
+    weights: str | None = None
+    sets: tuple[str, ...] = ()
+
+    def overrides(self) -> dict[str, Any]:
+        from tinycluster.cluster.config import parse_override
+
+        flags = {"mesh.tensor": self.tensor, "mesh.pipeline": self.pipeline, "weights": self.weights}
+        flags["cluster.address"] = "local" if self.local else None
+        given = {name: value for name, value in flags.items() if value is not None}
+        return given | dict(parse_override(text) for text in self.sets)
+
+
+def choose_settings(config: Path, flags: MeshFlags, model: str | None) -> tuple[ModelSettings, Settings]:
+    """The model of a configuration file by its name, or the first. ConfigError."""
+    from tinycluster.cluster.config import load_settings
+
+    settings = load_settings(config, flags.overrides())
+    by_name = {entry.name: entry for entry in settings.models}
+    if model is not None and model not in by_name:
+        raise ConfigError(f"{config} has no model named {model}; it has {', '.join(by_name)}")
+    return by_name[model] if model is not None else settings.models[0], settings
+
+
+class EngineOptions(Protocol):
+    @property
+    def lengths(self) -> Lengths: ...
+    @property
+    def num_batches(self) -> int: ...
+
+
+Options = TypeVar("Options", bound=EngineOptions, contravariant=True)
+
+
+class Run(Protocol[Options]):
+    async def __call__(
+        self, engine: Submitter, options: Options, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
+    ) -> dict[str, Any]: ...
+
+
+def measure(
+    config: Path, model: str | None, flags: MeshFlags, options: Options, run: Run[Options], *, hidden: bool
+) -> dict[str, Any]:
+    """Start one model's engine, run a benchmark on it, and say in front of the figures what was measured."""
+    from tinycluster.cluster.launch import start_engine
+
+    model_settings, settings = choose_settings(config, flags, model)
+    engine = start_engine(model_settings, settings)
+    try:
+        options.lengths.check(engine.max_model_len)
+        with progress_bar("batches", options.num_batches, hidden=hidden) as on_done:
+            figures = asyncio.run(
+                run(engine, options, vocab_size=engine.vocab_size, clock=time.perf_counter, on_done=on_done)
+            )
+    finally:
+        engine.close()
+    return {
+        "model": engine.name,
+        "weights": model_settings.weights,
+        "mesh": {"tensor": engine.mesh.tensor, "pipeline": engine.mesh.pipeline},
+        "address": settings.cluster.address,
+        "input_len": options.lengths.input_len,
+        "output_len": options.lengths.output_len,
+        **figures,
+    }
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """`smollm2 (stored), tensor 2 x pipeline 1, local: 32 tokens in, 128 out`."""
+    mesh = f"tensor {result['mesh']['tensor']} × pipeline {result['mesh']['pipeline']}"
+    lengths = f"{result['input_len']} tokens in, {result['output_len']} out"
+    return f"{result['model']} ({result['weights']}), {mesh}, {result['address']}: {lengths}"

@@ -1,0 +1,89 @@
+"""`bench latency`: prefill and decode speed of batches of several sizes, one batch after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from tinycluster.engine.errors import ConfigError
+from tinycluster.serve.bench.batch import BatchTiming, Lengths, Submitter, draw_prompts, run_batch, title
+from tinycluster.serve.bench.client import Clock
+from tinycluster.serve.bench.metrics import percentile_name
+from tinycluster.serve.bench.report import table_of
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    batch_sizes: tuple[int, ...]
+    lengths: Lengths
+    num_warmups: int
+    num_iterations: int
+    percentiles: tuple[float, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"--batch-size takes sizes of at least 1, got {list(self.batch_sizes)}")
+        if self.num_warmups < 0 or self.num_iterations < 1:
+            raise ConfigError("--num-iters must be at least 1 and --num-iters-warmup at least 0")
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.batch_sizes) * (self.num_warmups + self.num_iterations)
+
+
+async def run(
+    engine: Submitter, options: LatencyOptions, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
+) -> dict[str, Any]:
+    """One entry of `results` per batch size."""
+    rng = np.random.default_rng(options.seed)
+    results = []
+    for batch_size in options.batch_sizes:
+        timings = []
+        for _ in range(options.num_warmups + options.num_iterations):
+            prompts = draw_prompts(rng, vocab_size, batch_size, options.lengths.input_len)
+            timings.append(await run_batch(engine, prompts, options.lengths.output_len, clock))
+            on_done(1)
+        figures = summarize(timings[options.num_warmups :], options.percentiles)
+        results.append({"batch_size": batch_size, **figures})
+    return {"results": results}
+
+
+def summarize(timings: Sequence[BatchTiming], percentiles: Sequence[float]) -> dict[str, Any]:
+    """Medians over iterations, and percentiles of the seconds that a whole batch took."""
+    latencies_ms = [1e3 * timing.total_s for timing in timings]
+    return {
+        "iterations": len(timings),
+        "prefill_tokens_per_s": _median([timing.prefill_tokens_per_s for timing in timings]),
+        "decode_tokens_per_s": _median([timing.decode_tokens_per_s for timing in timings]),
+        "median_ttft_ms": _median([1e3 * timing.prefill_s for timing in timings]),
+        "mean_latency_ms": float(np.mean(latencies_ms)),
+        "median_latency_ms": _median(latencies_ms),
+        **{f"{percentile_name(p)}_latency_ms": float(np.percentile(latencies_ms, p)) for p in percentiles},
+    }
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """`1,4,16` as numbers."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(f"--batch-size takes whole numbers between commas, got {text!r}") from error
+
+
+def table(result: dict[str, Any]) -> Table:
+    names = [name for name in result["results"][0] if name.endswith(("_tokens_per_s", "_ms"))]
+    rows = [[str(row["batch_size"]), *(f"{row[name]:,.1f}" for name in names)] for row in result["results"]]
+    return table_of(title(result), ["batch size", *map(_column, names)], rows)
+
+
+def _column(name: str) -> str:
+    return name.replace("_tokens_per_s", " tokens/s").replace("_ms", " ms").replace("_", " ").replace("ttft", "TTFT")

@@ -1,0 +1,73 @@
+"""Results for the eyes: one rich table per benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tinycluster.serve.bench.metrics import METRICS
+
+METRIC_TITLES = {
+    "ttft": "Time to first token (TTFT)",
+    "tpot": "Time per output token (TPOT)",
+    "itl": "Inter-token latency (ITL)",
+    "e2el": "End-to-end latency (E2EL)",
+}
+
+FIGURES = (
+    ("completed", "Completed requests", "", 0),
+    ("failed", "Failed requests", "", 0),
+    ("duration", "Duration", "s", 2),
+    ("total_input_tokens", "Input tokens", "", 0),
+    ("total_output_tokens", "Output tokens", "", 0),
+    ("request_throughput", "Request throughput", "requests/s", 2),
+    ("request_goodput", "Request goodput", "requests/s", 2),
+    ("output_throughput", "Output throughput", "tokens/s", 1),
+    ("total_token_throughput", "Total token throughput", "tokens/s", 1),
+    ("max_concurrent_requests", "Most concurrent requests", "", 0),
+)
+
+
+def load_title(result: Mapping[str, Any]) -> str:
+    """The model and the load in one line: `smollm2: 100 random prompts, rate inf, concurrency 8`."""
+    concurrency = result["max_concurrency"] or "open"
+    return (
+        f"{result['model']}: {result['num_prompts']} {result['dataset_name']} prompts, "
+        f"rate {result['request_rate']}, concurrency {concurrency}"
+    )
+
+
+def print_load(console: Console, result: Mapping[str, Any]) -> None:
+    """Counts and rates first, then one row of statistics per metric, then the reasons of failures."""
+    rows = [
+        [title, f"{result[field]:,.{digits}f}", unit]
+        for field, title, unit, digits in FIGURES
+        if result[field] is not None
+    ]
+    console.print(table_of(load_title(result), ["", "", "unit"], rows))
+    console.print(_latency_table(result))
+    for reason, count in result["errors"].items():
+        console.print(f"{count} failed: {reason}", markup=False, style="red")
+
+
+def _latency_table(result: Mapping[str, Any]) -> Table:
+    metrics = [metric for metric in METRICS if f"mean_{metric}_ms" in result]
+    statistics = [name.removesuffix(f"_{metrics[0]}_ms") for name in result if name.endswith(f"_{metrics[0]}_ms")]
+    rows = [
+        [METRIC_TITLES[metric], *(f"{result[f'{statistic}_{metric}_ms']:,.2f}" for statistic in statistics)]
+        for metric in metrics
+    ]
+    return table_of("", ["ms", *statistics], rows)
+
+
+def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table; every column but the first is a number."""
+    table = Table(*columns, title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    return table
