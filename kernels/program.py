@@ -71,6 +71,8 @@ class LinearFixed:
     x: str
     weight: str
     out: str
+    unit: int
+    """Columns of one chain; the last chain may be short."""
     limit: float
     """A unit's partial must be smaller than this in magnitude, so that the sum of all units cannot wrap."""
 

@@ -1,1 +1,20 @@
-namespace tinycluster {}
+// Compiled once per instruction set; everything but the table has internal linkage, so no version leaks into another.
+#include "kernels.h"
+#include "simd.h"
+
+#include "attention.inl"
+#include "linear.inl"
+#include "rows.inl"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define STRING_(a) #a
+#define STRING(a) STRING_(a)
+
+namespace tinycluster {
+
+extern const Kernels JOIN(ISA, _kernels);
+const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,      quantize, dequantize_row, rms_norm,
+                                     swiglu,      ::add_fixed, rope,     attention,      softmax};
+
+}  // namespace tinycluster

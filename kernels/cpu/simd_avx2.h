@@ -1,0 +1,109 @@
+// Sixteen lanes as two AVX2 registers. See simd_plain.h for what each operation means.
+#pragma once
+
+namespace {
+
+struct F32x16 {
+  __m256 low, high;
+};
+struct I32x16 {
+  __m256i low, high;
+};
+struct U8x64 {
+  __m256i low, high;
+};
+
+inline F32x16 set1(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+inline F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, F32x16 x) {
+  _mm256_storeu_ps(p, x.low);
+  _mm256_storeu_ps(p + 8, x.high);
+}
+inline float f32_of_f16(uint16_t half) { return _cvtsh_ss(half); }
+inline F32x16 load_f16(const uint16_t* p) {
+  const __m128i* v = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(v)), _mm256_cvtph_ps(_mm_loadu_si128(v + 1))};
+}
+inline __m256 f32_of_bf16(__m128i bits) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline F32x16 load_bf16(const uint16_t* p) {
+  const __m128i* v = reinterpret_cast<const __m128i*>(p);
+  return {f32_of_bf16(_mm_loadu_si128(v)), f32_of_bf16(_mm_loadu_si128(v + 1))};
+}
+
+#define LANEWISE(name, instruction) \
+  inline F32x16 name(F32x16 a, F32x16 b) { return {instruction(a.low, b.low), instruction(a.high, b.high)}; }
+LANEWISE(add, _mm256_add_ps)
+LANEWISE(sub, _mm256_sub_ps)
+LANEWISE(mul, _mm256_mul_ps)
+LANEWISE(div, _mm256_div_ps)
+LANEWISE(max, _mm256_max_ps)
+LANEWISE(min, _mm256_min_ps)
+#undef LANEWISE
+
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+inline __m256 rint(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F32x16 rint(F32x16 x) { return {rint(x.low), rint(x.high)}; }
+inline __m256 exp2_of_integer(__m256 n) {
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+inline F32x16 exp2_of_integer(F32x16 n) { return {exp2_of_integer(n.low), exp2_of_integer(n.high)}; }
+inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
+  return {_mm256_andnot_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ), x.low),
+          _mm256_andnot_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ), x.high)};
+}
+inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
+  float kept[16], lanes[16];
+  store(lanes, x);
+  store(kept, other);
+  for (int i = begin; i < end; ++i) kept[i] = lanes[i];
+  return load(kept);
+}
+
+inline I32x16 iset1(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+inline F32x16 to_f32(I32x16 x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+inline U8x64 load_bytes(const uint8_t* p) {
+  const __m256i* v = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+inline U8x64 low_nibbles(U8x64 x) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.low, mask), _mm256_and_si256(x.high, mask)};
+}
+inline U8x64 high_nibbles(U8x64 x) { return low_nibbles({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)}); }
+
+// Even and odd bytes apart in 16 bits: the pairwise byte product would saturate.
+inline __m256i dot(__m256i sum, __m256i bytes, __m256i x_even, __m256i x_odd) {
+  const __m256i even = _mm256_and_si256(bytes, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(bytes, 8);
+  const __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(even, x_even), _mm256_madd_epi16(odd, x_odd));
+  return _mm256_add_epi32(sum, pairs);
+}
+inline I32x16 dot(I32x16 sum, U8x64 bytes, int32_t quad) {
+  const __m256i x = _mm256_set1_epi32(quad);
+  const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
+  return {dot(sum.low, bytes.low, x_even, x_odd), dot(sum.high, bytes.high, x_even, x_odd)};
+}
+
+// AVX2 cannot convert 64-bit integers, so these two go lane by lane.
+inline bool add_fixed(int64_t* sum, F32x16 x, float limit) {
+  float lanes[16];
+  store(lanes, x);
+  bool fits = true;
+  for (int i = 0; i < 16; ++i) {
+    const bool ok = std::fabs(lanes[i]) < limit;
+    fits &= ok;
+    sum[i] += ok ? _mm_cvtsd_si64(_mm_set_sd(double(lanes[i]) * 0x1p32)) : 0;
+  }
+  return fits;
+}
+inline F32x16 load_fixed(const int64_t* sum) {
+  float lanes[16];
+  for (int i = 0; i < 16; ++i) lanes[i] = float(sum[i]) * 0x1p-32f;
+  return load(lanes);
+}
+
+}  // namespace

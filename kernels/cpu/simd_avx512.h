@@ -1,0 +1,77 @@
+// Sixteen lanes as one AVX-512 register. See simd_plain.h for what each operation means.
+#pragma once
+
+namespace {
+
+using F32x16 = __m512;
+struct I32x16 {
+  __m512i v;
+};
+struct U8x64 {
+  __m512i v;
+};
+
+inline F32x16 set1(float value) { return _mm512_set1_ps(value); }
+inline F32x16 load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x); }
+inline float f32_of_f16(uint16_t half) { return _cvtsh_ss(half); }
+inline F32x16 load_f16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline F32x16 load_bf16(const uint16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline F32x16 add(F32x16 a, F32x16 b) { return _mm512_add_ps(a, b); }
+inline F32x16 sub(F32x16 a, F32x16 b) { return _mm512_sub_ps(a, b); }
+inline F32x16 mul(F32x16 a, F32x16 b) { return _mm512_mul_ps(a, b); }
+inline F32x16 div(F32x16 a, F32x16 b) { return _mm512_div_ps(a, b); }
+inline F32x16 max(F32x16 a, F32x16 b) { return _mm512_max_ps(a, b); }
+inline F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a, b); }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
+inline F32x16 rint(F32x16 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F32x16 exp2_of_integer(F32x16 n) {
+  const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
+  return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), _mm512_setzero_ps());
+}
+inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
+  const __mmask16 mask = __mmask16((0xffffu << begin) & (0xffffu >> (16 - end)));
+  return _mm512_mask_mov_ps(other, mask, x);
+}
+
+inline I32x16 iset1(int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline F32x16 to_f32(I32x16 x) { return _mm512_cvtepi32_ps(x.v); }
+inline U8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline U8x64 low_nibbles(U8x64 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
+inline U8x64 high_nibbles(U8x64 x) { return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))}; }
+inline I32x16 dot(I32x16 sum, U8x64 bytes, int32_t quad) {
+  const __m512i x = _mm512_set1_epi32(quad);
+#ifdef ISA_vnni
+  return {_mm512_dpbusd_epi32(sum.v, bytes.v, x)};
+#else
+  // Even and odd bytes apart in 16 bits: the pairwise byte product would saturate.
+  const __m512i even = _mm512_and_si512(bytes.v, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(bytes.v, 8);
+  const __m512i x_even = _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8), x_odd = _mm512_srai_epi16(x, 8);
+  const __m512i pairs = _mm512_add_epi32(_mm512_madd_epi16(even, x_even), _mm512_madd_epi16(odd, x_odd));
+  return {_mm512_add_epi32(sum.v, pairs)};
+#endif
+}
+
+inline bool add_fixed(int64_t* sum, F32x16 x, float limit) {
+  const F32x16 scaled = _mm512_mul_ps(x, _mm512_set1_ps(0x1p32f));
+  const __m512i low = _mm512_cvtps_epi64(_mm512_castps512_ps256(scaled));
+  const __m512i high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps(scaled, 1));
+  _mm512_storeu_si512(sum, _mm512_add_epi64(_mm512_loadu_si512(sum), low));
+  _mm512_storeu_si512(sum + 8, _mm512_add_epi64(_mm512_loadu_si512(sum + 8), high));
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(limit), _CMP_LT_OQ) == 0xffff;
+}
+inline F32x16 load_fixed(const int64_t* sum) {
+  const __m256 low = _mm512_cvtepi64_ps(_mm512_loadu_si512(sum)),
+               high = _mm512_cvtepi64_ps(_mm512_loadu_si512(sum + 8));
+  return _mm512_mul_ps(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1), _mm512_set1_ps(0x1p-32f));
+}
+
+}  // namespace

@@ -1,0 +1,146 @@
+// Sixteen lanes in plain C++: the definition that the other two files repeat with vector instructions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct F32x16 {
+  float lane[16];
+};
+struct I32x16 {
+  int32_t lane[16];
+};
+struct U8x64 {
+  uint8_t byte[64];
+};
+
+#define EACH_LANE for (int i = 0; i < 16; ++i)
+
+inline F32x16 set1(float value) {
+  F32x16 r;
+  EACH_LANE r.lane[i] = value;
+  return r;
+}
+inline F32x16 load(const float* p) {
+  F32x16 r;
+  std::memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
+inline void store(float* p, F32x16 x) { std::memcpy(p, x.lane, sizeof x.lane); }
+
+inline float f32_of_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline float f32_of_f16(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000) << 16, exponent = (half >> 10) & 31, mantissa = half & 0x3ff;
+  if (exponent == 31) return f32_of_bits(sign | 0x7f800000 | mantissa << 13);
+  if (exponent) return f32_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+  return f32_of_bits(sign) + (sign ? -1.0f : 1.0f) * float(mantissa) * 0x1p-24f;
+}
+inline F32x16 load_f16(const uint16_t* p) {
+  F32x16 r;
+  EACH_LANE r.lane[i] = f32_of_f16(p[i]);
+  return r;
+}
+inline F32x16 load_bf16(const uint16_t* p) {
+  F32x16 r;
+  EACH_LANE r.lane[i] = f32_of_bits(uint32_t(p[i]) << 16);
+  return r;
+}
+
+#define LANEWISE(name, expression)              \
+  inline F32x16 name(F32x16 a, F32x16 b) {      \
+    F32x16 r;                                   \
+    EACH_LANE {                                 \
+      const float x = a.lane[i], y = b.lane[i]; \
+      r.lane[i] = expression;                   \
+    }                                           \
+    return r;                                   \
+  }
+LANEWISE(add, x + y)
+LANEWISE(sub, x - y)
+LANEWISE(mul, x* y)
+LANEWISE(div, x / y)
+LANEWISE(max, x > y ? x : y)
+LANEWISE(min, x < y ? x : y)
+#undef LANEWISE
+
+// a * b + c, rounded once.
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  EACH_LANE c.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
+  return c;
+}
+inline F32x16 rint(F32x16 x) {
+  EACH_LANE x.lane[i] = std::nearbyint(x.lane[i]);
+  return x;
+}
+inline F32x16 exp2_of_integer(F32x16 n) {
+  EACH_LANE n.lane[i] = f32_of_bits(uint32_t(int32_t(n.lane[i] == n.lane[i] ? n.lane[i] : 0.0f) + 127) << 23);
+  return n;
+}
+// 0 in the lanes where a < b, otherwise x.
+inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
+  EACH_LANE x.lane[i] = a.lane[i] < b.lane[i] ? 0.0f : x.lane[i];
+  return x;
+}
+// x in lanes begin .. end - 1, otherwise `other`.
+inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
+  EACH_LANE x.lane[i] = i >= begin && i < end ? x.lane[i] : other.lane[i];
+  return x;
+}
+
+inline I32x16 iset1(int32_t value) {
+  I32x16 r;
+  EACH_LANE r.lane[i] = value;
+  return r;
+}
+inline F32x16 to_f32(I32x16 x) {
+  F32x16 r;
+  EACH_LANE r.lane[i] = float(x.lane[i]);
+  return r;
+}
+inline U8x64 load_bytes(const uint8_t* p) {
+  U8x64 r;
+  std::memcpy(r.byte, p, 64);
+  return r;
+}
+inline U8x64 low_nibbles(U8x64 x) {
+  for (auto& b : x.byte) b &= 15;
+  return x;
+}
+inline U8x64 high_nibbles(U8x64 x) {
+  for (auto& b : x.byte) b >>= 4;
+  return x;
+}
+// Lane i adds the four products of unsigned bytes 4i .. 4i + 3 with the four signed bytes of `quad`.
+inline I32x16 dot(I32x16 sum, U8x64 bytes, int32_t quad) {
+  int8_t x[4];
+  std::memcpy(x, &quad, 4);
+  EACH_LANE for (int j = 0; j < 4; ++j) sum.lane[i] += int32_t(bytes.byte[4 * i + j]) * x[j];
+  return sum;
+}
+
+// sum[i] += round(x[i] * 2^32). False if a lane is not smaller than limit in magnitude (NaN included).
+inline bool add_fixed(int64_t* sum, F32x16 x, float limit) {
+  bool fits = true;
+  EACH_LANE {
+    const bool ok = std::fabs(x.lane[i]) < limit;
+    fits &= ok;
+    sum[i] += ok ? std::llrint(double(x.lane[i]) * 0x1p32) : 0;
+  }
+  return fits;
+}
+// float32(sum[i]), rounded once, times 2^-32.
+inline F32x16 load_fixed(const int64_t* sum) {
+  F32x16 r;
+  EACH_LANE r.lane[i] = float(sum[i]) * 0x1p-32f;
+  return r;
+}
+#undef EACH_LANE
+
+}  // namespace

@@ -1,0 +1,246 @@
+"""Runs a Program step by step: natively, or with the numpy definitions."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinycluster.kernels import program as p
+from tinycluster.kernels import reference
+from tinycluster.kernels._cpu import Cpu
+from tinycluster.kernels.formats import HostTensor
+from tinycluster.kernels.packing import PackedWeight, prepare
+from tinycluster.kernels.program import F32, Batch, Collectives, KVShape, NumericalError, Op, Program
+
+Buffers = dict[str, NDArray[Any]]
+LANES = 16
+
+
+class PagedCache:
+    """One rank's keys and values in blocks of `block_tokens` positions.
+
+    Per layer, keys are (num_blocks, heads, head_dim, block_tokens): 16 positions lie side by side for SIMD over
+    positions; values are (num_blocks, heads, block_tokens, head_dim rounded up to 16).
+    """
+
+    def __init__(self, shape: KVShape, num_blocks: int, block_tokens: int) -> None:
+        if block_tokens % LANES or block_tokens & (block_tokens - 1):
+            raise ValueError(f"block_tokens must be a power of two of at least {LANES}, got {block_tokens}")
+        self.shape, self.num_blocks, self.block_tokens = shape, num_blocks, block_tokens
+        k_shape = (num_blocks, shape.num_heads, shape.head_dim, block_tokens)
+        v_shape = (num_blocks, shape.num_heads, block_tokens, _padded(shape.head_dim))
+        self.keys: list[F32] = [np.zeros(k_shape, np.float32) for _ in range(shape.num_layers)]
+        self.values: list[F32] = [np.zeros(v_shape, np.float32) for _ in range(shape.num_layers)]
+
+    @staticmethod
+    def bytes_per_block(shape: KVShape, block_tokens: int) -> int:
+        """Memory of one block over all layers of the shape."""
+        return 4 * shape.num_layers * shape.num_heads * block_tokens * (shape.head_dim + _padded(shape.head_dim))
+
+
+def _method_name(op: Op) -> str:
+    """RmsNorm -> _rms_norm, WriteKV -> _write_kv."""
+    return "_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(op).__name__).lower()
+
+
+def _padded(head_dim: int) -> int:
+    return -(-head_dim // LANES) * LANES
+
+
+class Executor(ABC):
+    """Interprets the ops of a Program over freshly allocated buffers."""
+
+    def __init__(self, program: Program, rope: tuple[F32, F32], cache: PagedCache, collectives: Collectives) -> None:
+        self._program, self._rope_table, self._cache, self._collectives = program, rope, cache, collectives
+        self._steps: list[tuple[Callable[[Any, Buffers, Batch], None], Op]] = [
+            (getattr(self, _method_name(op)), op) for op in program.ops
+        ]
+
+    def run(self, batch: Batch) -> F32 | None:
+        """The (O, vocab_size) logits of the output rows on the last stage, None on the others.
+
+        NumericalError if a partial sum is infinite, not a number, or too large for the fixed-point format.
+        """
+        rows = {"tokens": batch.num_tokens, "outputs": len(batch.output_rows)}
+        buffers: Buffers = {
+            name: np.empty((rows[buffer.rows], buffer.width), buffer.dtype)
+            for name, buffer in self._program.buffers.items()
+        }
+        for step, op in self._steps:
+            step(op, buffers, batch)
+        return None if self._program.output is None else buffers[self._program.output]
+
+    def _gather_rows(self, op: p.GatherRows, b: Buffers, batch: Batch) -> None:
+        np.take(b[op.x], batch.output_rows, axis=0, out=b[op.out])
+
+    def _all_reduce(self, op: p.AllReduce, b: Buffers, batch: Batch) -> None:
+        self._collectives.all_reduce(b[op.x])
+
+    def _all_gather(self, op: p.AllGather, b: Buffers, batch: Batch) -> None:
+        b[op.out] = self._collectives.all_gather_columns(b[op.x], op.widths)
+
+    def _send(self, op: p.Send, b: Buffers, batch: Batch) -> None:
+        self._collectives.send_next(b[op.x])
+
+    def _recv(self, op: p.Recv, b: Buffers, batch: Batch) -> None:
+        self._collectives.recv_previous(b[op.out])
+
+    @abstractmethod
+    def _embedding(self, op: p.Embedding, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _rms_norm(self, op: p.RmsNorm, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _linear(self, op: p.Linear, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _linear_fixed(self, op: p.LinearFixed, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _add_fixed(self, op: p.AddFixed, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _rope(self, op: p.Rope, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _attention(self, op: p.Attention, b: Buffers, batch: Batch) -> None: ...
+    @abstractmethod
+    def _swi_glu(self, op: p.SwiGlu, b: Buffers, batch: Batch) -> None: ...
+
+
+class NativeExecutor(Executor):
+    """Every op is one native call that lets go of the GIL and runs on `num_threads` threads."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, PackedWeight | F32],
+        rope: tuple[F32, F32],
+        cache: PagedCache,
+        collectives: Collectives,
+        num_threads: int = 1,
+        isa: str = "auto",
+    ) -> None:
+        super().__init__(program, rope, cache, collectives)
+        self._cpu = Cpu(num_threads, isa)
+        self._matrices = {name: w.native for name, w in weights.items() if isinstance(w, PackedWeight)}
+        self._vectors = {name: w for name, w in weights.items() if not isinstance(w, PackedWeight)}
+
+    def _embedding(self, op: p.Embedding, b: Buffers, batch: Batch) -> None:
+        self._cpu.embedding(batch.tokens, self._matrices[op.weight], op.first_row, b[op.out])
+
+    def _rms_norm(self, op: p.RmsNorm, b: Buffers, batch: Batch) -> None:
+        if b[op.x].size:
+            self._cpu.rms_norm(b[op.x], self._vectors[op.weight], op.eps, b[op.out])
+
+    def _linear(self, op: p.Linear, b: Buffers, batch: Batch) -> None:
+        bias = None if op.bias is None else self._vectors[op.bias]
+        self._cpu.linear(b[op.x], self._matrices[op.weight], bias, b[op.out])
+
+    def _linear_fixed(self, op: p.LinearFixed, b: Buffers, batch: Batch) -> None:
+        if not self._cpu.linear_fixed(b[op.x], self._matrices[op.weight], op.limit, b[op.out]):
+            raise NumericalError(f"{op.weight}: a partial sum is not smaller than {op.limit:g}")
+
+    def _add_fixed(self, op: p.AddFixed, b: Buffers, batch: Batch) -> None:
+        self._cpu.add_fixed(b[op.x], b[op.fixed], None if op.bias is None else self._vectors[op.bias])
+
+    def _rope(self, op: p.Rope, b: Buffers, batch: Batch) -> None:
+        self._cpu.rope(b[op.x], *self._rope_table, batch.positions, op.head_dim)
+
+    def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None:
+        keys, values = self._cache.keys[op.layer], self._cache.values[op.layer]
+        self._cpu.write_kv(b[op.k], b[op.v], keys, values, batch.positions, batch.row_start, batch.block_tables)
+
+    def _attention(self, op: p.Attention, b: Buffers, batch: Batch) -> None:
+        self._cpu.attention(
+            b[op.q],
+            self._cache.keys[op.layer],
+            self._cache.values[op.layer],
+            batch.positions,
+            batch.row_start,
+            batch.block_tables,
+            op.kv_head_of_head,
+            op.scale,
+            op.window or 0,
+            b[op.out],
+        )
+
+    def _swi_glu(self, op: p.SwiGlu, b: Buffers, batch: Batch) -> None:
+        self._cpu.swiglu(b[op.gate], b[op.up], b[op.out])
+
+
+class ReferenceExecutor(Executor):
+    """The numpy definitions of reference.py, for tests: the same bits, thousands of times slower."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, HostTensor | F32],
+        rope: tuple[F32, F32],
+        cache: PagedCache,
+        collectives: Collectives,
+    ) -> None:
+        super().__init__(program, rope, cache, collectives)
+        self._weights: Mapping[str, Any] = weights
+
+    def _vector(self, name: str | None) -> F32 | None:
+        return None if name is None else self._weights[name]
+
+    def _embedding(self, op: p.Embedding, b: Buffers, batch: Batch) -> None:
+        b[op.out] = reference.embedding(batch.tokens, prepare(self._weights[op.weight]), op.first_row)
+
+    def _rms_norm(self, op: p.RmsNorm, b: Buffers, batch: Batch) -> None:
+        b[op.out] = reference.rms_norm(b[op.x], self._weights[op.weight], op.eps)
+
+    def _linear(self, op: p.Linear, b: Buffers, batch: Batch) -> None:
+        b[op.out] = reference.linear(b[op.x], self._weights[op.weight], self._vector(op.bias))
+
+    def _linear_fixed(self, op: p.LinearFixed, b: Buffers, batch: Batch) -> None:
+        b[op.out] = reference.linear_fixed(b[op.x], self._weights[op.weight], op.unit, op.limit)
+
+    def _add_fixed(self, op: p.AddFixed, b: Buffers, batch: Batch) -> None:
+        b[op.x] = reference.add_fixed(b[op.x], b[op.fixed], self._vector(op.bias))
+
+    def _rope(self, op: p.Rope, b: Buffers, batch: Batch) -> None:
+        b[op.x] = reference.rope(b[op.x], batch.positions, *self._rope_table, op.head_dim)
+
+    def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None:
+        for block, at, t in self._places(batch):
+            shape = (self._cache.shape.num_heads, self._cache.shape.head_dim)
+            self._cache.keys[op.layer][block, :, :, at] = b[op.k][t].reshape(shape)
+            self._cache.values[op.layer][block, :, at, : shape[1]] = b[op.v][t].reshape(shape)
+
+    def _places(self, batch: Batch) -> list[tuple[int, int, int]]:
+        """(block, offset in it, row of T) for every token of the step."""
+        page = self._cache.block_tokens
+        return [
+            (int(batch.block_tables[r, batch.positions[t] // page]), int(batch.positions[t]) % page, t)
+            for r in range(len(batch.row_start) - 1)
+            for t in range(batch.row_start[r], batch.row_start[r + 1])
+        ]
+
+    def _attention(self, op: p.Attention, b: Buffers, batch: Batch) -> None:
+        q_THC = b[op.q].reshape(batch.num_tokens, -1, op.head_dim)
+        out_THC = b[op.out].reshape(q_THC.shape)
+        for r in range(len(batch.row_start) - 1):
+            for t in range(batch.row_start[r], batch.row_start[r + 1]):
+                position = int(batch.positions[t])
+                first = 0 if op.window is None else max(0, position + 1 - op.window)
+                for kv_head in sorted(set(op.kv_head_of_head)):
+                    heads = [h for h, kv in enumerate(op.kv_head_of_head) if kv == kv_head]
+                    k_PC, v_PC = self._history(op.layer, kv_head, batch.block_tables[r], position + 1)
+                    out_THC[t, heads] = reference.attend(q_THC[t, heads], k_PC, v_PC, first, op.scale)
+
+    def _history(self, layer: int, kv_head: int, table: NDArray[np.int32], length: int) -> tuple[F32, F32]:
+        blocks = table[: -(-length // self._cache.block_tokens)]
+        keys = self._cache.keys[layer][blocks, kv_head].swapaxes(1, 2).reshape(-1, self._cache.shape.head_dim)
+        values = self._cache.values[layer][blocks, kv_head, :, : self._cache.shape.head_dim]
+        return keys[:length], values.reshape(-1, self._cache.shape.head_dim)[:length]
+
+    def _swi_glu(self, op: p.SwiGlu, b: Buffers, batch: Batch) -> None:
+        b[op.out] = reference.swiglu(b[op.gate], b[op.up])
+
+
+__all__ = ["Executor", "NativeExecutor", "PagedCache", "ReferenceExecutor"]
