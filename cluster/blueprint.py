@@ -24,13 +24,14 @@ DEFAULT_MAX_MODEL_LEN = 4096
 
 @dataclass(frozen=True)
 class Blueprint:
-    """One model on its mesh. `path` is where the driver found the model; other nodes resolve `source` themselves."""
+    """One model on its mesh. `path` is where the driver found the model; other nodes resolve `source` themselves,
+    into `cache_dir` or, where it is None, their own user's cache folder."""
 
     name: str
     path: Path
     source: str
     sha256: str | None
-    cache_dir: Path
+    cache_dir: Path | None
     digest: str
     mesh: Mesh
     stages: tuple[range, ...]
@@ -54,7 +55,7 @@ class Blueprint:
 
 
 def draw(
-    model: ModelSettings, checkpoint: Checkpoint, *, path: Path, cache_dir: Path, step_timeout_s: float
+    model: ModelSettings, checkpoint: Checkpoint, *, path: Path, cache_dir: Path | None, step_timeout_s: float
 ) -> Blueprint:
     """Check a checkpoint against its settings and lay it out on the mesh. CheckpointError, ConfigError."""
     if model.device != "cpu":
@@ -70,7 +71,7 @@ def draw(
     return Blueprint(
         name=model.name,
         path=path,
-        source=model.source,
+        source=model.source if model.source.startswith(("pypi:", "hf:")) else str(path),
         sha256=model.sha256,
         cache_dir=cache_dir,
         digest=checkpoint.digest,
@@ -125,4 +126,3 @@ def _kv_shapes(config: ModelConfig, mesh: Mesh, stages: tuple[range, ...]) -> li
         for rank in range(mesh.tensor)
     ]
     return [build(config, Stage(layers, False, False), share)[0].kv for layers in stages for share in shares]
-

@@ -6,6 +6,7 @@ is an immediate end of file, and no shared-memory segment can be left behind. In
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import select
 import socket
@@ -82,10 +83,8 @@ class TcpChannel:
 
     def close(self) -> None:
         """Ends both directions; a thread that waits in `receive` wakes with ChannelClosedError."""
-        try:
+        with contextlib.suppress(OSError):  # the peer was faster
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer was faster
         self._socket.close()
 
     def _check(self, header: tuple[bytes, int, int, int, int, int]) -> tuple[int, int]:

@@ -59,7 +59,9 @@ class MeshSettings(_Section):
         if self.weights is not None and not all(0 < weight < float("inf") for weight in self.weights):
             raise ValueError(f"weights must be positive numbers, got {list(self.weights)}")
         if self.layers is not None and (len(self.layers) != self.pipeline or min(self.layers) < 0):
-            raise ValueError(f"layers must hold one count per pipeline stage ({self.pipeline}), got {list(self.layers)}")
+            raise ValueError(
+                f"layers must hold one count per pipeline stage ({self.pipeline}), got {list(self.layers)}"
+            )
         return self
 
 
@@ -104,7 +106,7 @@ class ModelSettings(_Section):
     @field_validator("sha256")
     @classmethod
     def _check_sha256(cls, value: str | None) -> str | None:
-        if value is not None and re.fullmatch(r"[0-9a-f]{64}", value) is None:
+        if value is not None and re.fullmatch(r"[0-9a-fA-F]{64}", value) is None:
             raise ValueError("must be 64 hexadecimal digits")
         return value
 
@@ -149,7 +151,7 @@ class Settings(_Section):
         return models
 
 
-def load_settings(path: Path, overrides: Mapping[str, Any] = {}) -> Settings:  # noqa: B006 (a Mapping is not written)
+def load_settings(path: Path, overrides: Mapping[str, Any] = {}) -> Settings:
     """The settings of a file with `overrides` applied: dotted paths (`models.0.mesh.tensor`, `server.port`), or a
     model's field (`mesh.tensor`), which then holds for every model. ConfigError in one sentence."""
     tree = _read(path)

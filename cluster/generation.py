@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -124,10 +125,8 @@ class HandOver:
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for loop, events in waiting.items():
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads these any more
                 loop.call_soon_threadsafe(_set_all, events)
-            except RuntimeError:
-                pass  # the loop was closed: nobody reads these any more
 
 
 def _set_all(events: list[asyncio.Event]) -> None:

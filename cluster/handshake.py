@@ -6,6 +6,7 @@ Ray; what a stranger sends before it proved itself is cut at 4 KiB and five seco
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import secrets
 import socket
@@ -54,10 +55,8 @@ class Listener:
         return host, port
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # closed already
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # already closed
         self._socket.close()
 
     def _listen(self) -> None:

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 from tinycluster.cluster.blueprint import Blueprint, draw, scheduler_limits
 from tinycluster.cluster.config import ModelSettings, Settings
-from tinycluster.cluster.driver import Engine, OnFailure, ModelCard
+from tinycluster.cluster.driver import Engine, ModelCard, OnFailure
 from tinycluster.cluster.health import SILENCE_LIMIT_S
 from tinycluster.cluster.local import LocalRanks
 from tinycluster.cluster.messages import LoadProgress, RankFailure, Ready
 from tinycluster.cluster.ranks import RankEvent, RankLost, Ranks
 from tinycluster.engine.block_pool import BlockPool
-from tinycluster.engine.checkpoint import open_checkpoint
+from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
 from tinycluster.engine.errors import UnavailableError
+from tinycluster.engine.progress import NoProgress, Progress
 from tinycluster.engine.scheduler import Scheduler
-from tinycluster.engine.source import Progress, resolve
+from tinycluster.engine.source import default_cache_dir, resolve
 
 Inbox = queue.SimpleQueue[RankEvent | None]
 NewProgress = Callable[[], Progress]
 """Gives one line of progress: one for the download and one for every rank that loads."""
-
-
-@dataclass
-class NoProgress:
-    """Progress that nobody watches."""
-
-    def start(self, label: str, total_bytes: int | None) -> None: ...
-    def advance(self, num_bytes: int) -> None: ...
-    def finish(self) -> None: ...
 
 
 def start_engine(
@@ -47,14 +36,15 @@ def start_engine(
 
     `on_failure` is called once, from the driver's thread, when a rank is lost later.
     """
-    cache_dir = settings.cluster.cache_dir or default_cache_dir()
-    path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=progress())
+    cache_dir, timeout_s = settings.cluster.cache_dir, settings.cluster.step_timeout_s
+    path = resolve(
+        model.source, sha256=model.sha256, cache_dir=cache_dir or default_cache_dir(), progress=progress()
+    ).absolute()
     checkpoint = open_checkpoint(path)
-    timeout_s = settings.cluster.step_timeout_s
     blueprint = draw(model, checkpoint, path=path, cache_dir=cache_dir, step_timeout_s=timeout_s)
     tokenizer = checkpoint.tokenizer()
     inbox: Inbox = queue.SimpleQueue()
-    ranks = _start_ranks(blueprint, model, settings, inbox)
+    ranks = _start_ranks(blueprint, checkpoint, model, settings, inbox)
     try:
         _await_ready(ranks, inbox, progress)
     except BaseException:
@@ -71,14 +61,12 @@ def start_engine(
     return Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
 
 
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinycluster"
-
-
-def _start_ranks(blueprint: Blueprint, model: ModelSettings, settings: Settings, inbox: Inbox) -> Ranks:
+def _start_ranks(
+    blueprint: Blueprint, checkpoint: Checkpoint, model: ModelSettings, settings: Settings, inbox: Inbox
+) -> Ranks:
     threads = None if model.threads == "auto" else model.threads
     if settings.cluster.address == "local":
-        return LocalRanks(blueprint, threads, inbox.put)
+        return LocalRanks(blueprint, checkpoint, threads, inbox.put)
     # Local mode must not import Ray.
     from tinycluster.cluster.ray import start_ray_ranks
 

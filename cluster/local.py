@@ -11,6 +11,7 @@ from tinycluster.cluster.channel import LocalChannel
 from tinycluster.cluster.messages import Message, Stop
 from tinycluster.cluster.ranks import Deliver, RankEvent
 from tinycluster.cluster.worker import Neighbours, Worker, load_runner
+from tinycluster.engine.checkpoint import Checkpoint
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.pipeline import PeerLink
 
@@ -27,7 +28,7 @@ class LocalRanks:
 
     heartbeats = False
 
-    def __init__(self, blueprint: Blueprint, threads: int | None, deliver: Deliver) -> None:
+    def __init__(self, blueprint: Blueprint, checkpoint: Checkpoint, threads: int | None, deliver: Deliver) -> None:
         """`threads` per rank; None shares the cores of this machine among the ranks."""
         mesh = blueprint.mesh
         self.size = mesh.size
@@ -37,9 +38,12 @@ class LocalRanks:
         self._channels = [LocalChannel(partial(_deliver, deliver, rank)) for rank in range(mesh.size)]
         self._threads = []
         for rank, (channel, around) in enumerate(zip(self._channels, neighbours, strict=True)):
-            load = partial(load_runner, blueprint, rank, blueprint.path, around, channel, num_threads)
-            worker = Worker(rank, channel, around.abort)
-            self._threads.append(threading.Thread(target=worker.run, args=(load,), name=f"rank-{rank}", daemon=True))
+            load = partial(load_runner, blueprint, rank, checkpoint, channel=channel, num_threads=num_threads)
+            arguments = (lambda around=around: around, load)
+            thread = threading.Thread(
+                target=Worker(rank, channel).run, args=arguments, name=f"rank-{rank}", daemon=True
+            )
+            self._threads.append(thread)
         for thread in self._threads:
             thread.start()
 

@@ -1,7 +1,7 @@
 """What driver and ranks say to each other, and its form in bytes: fixed little-endian records, nothing is evaluated.
 
-    driver -> rank   Challenge, Welcome, StepPlan, Stop
-    rank -> driver   Hello, LoadProgress, Ready, StepResult, Heartbeat, RankFailure
+driver -> rank   Challenge, Welcome, StepPlan, Stop
+rank -> driver   Hello, LoadProgress, Ready, StepResult, Heartbeat, RankFailure
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ class LoadProgress:
 class Ready:
     """Weights are loaded and the cache is allocated."""
 
-    weight_bytes: int
-
 
 @dataclass(frozen=True)
 class Heartbeat:
@@ -77,9 +75,7 @@ class Stop:
     pass
 
 
-Message = (
-    Challenge | Hello | Welcome | LoadProgress | Ready | Heartbeat | RankFailure | Stop | StepPlan | StepResult
-)
+Message = Challenge | Hello | Welcome | LoadProgress | Ready | Heartbeat | RankFailure | Stop | StepPlan | StepResult
 
 
 class _Reader:
@@ -120,7 +116,6 @@ class _Reader:
 _LENGTH = struct.Struct("<I")
 _HELLO = struct.Struct("<I")
 _PROGRESS = struct.Struct("<QQ")
-_READY = struct.Struct("<Q")
 _FAILURE = struct.Struct("<Iq?")
 _STEP = struct.Struct("<QI")
 # request_id, position, tokens, blocks, sample, seed, temperature, top_k, top_p, min_p, return_logits_digest
@@ -180,7 +175,9 @@ def _encode_hello(hello: Hello) -> bytes:
 
 
 def _encode_failure(failure: RankFailure) -> bytes:
-    return _FAILURE.pack(failure.rank, failure.step_id, failure.is_consequence) + _block(failure.sentence.encode(errors="replace"))
+    return _FAILURE.pack(failure.rank, failure.step_id, failure.is_consequence) + _block(
+        failure.sentence.encode(errors="replace")
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ _CODECS: dict[type[Any], _Codec] = {
     LoadProgress: _Codec(
         4, lambda m: _PROGRESS.pack(m.done_bytes, m.total_bytes), lambda r: LoadProgress(*r.fields(_PROGRESS))
     ),
-    Ready: _Codec(5, lambda m: _READY.pack(m.weight_bytes), lambda r: Ready(*r.fields(_READY))),
+    Ready: _Codec(5, lambda m: b"", lambda r: Ready()),
     Heartbeat: _Codec(6, lambda m: b"", lambda r: Heartbeat()),
     RankFailure: _Codec(7, _encode_failure, lambda r: RankFailure(*r.fields(_FAILURE), r.text())),
     Stop: _Codec(8, lambda m: b"", lambda r: Stop()),

@@ -10,13 +10,12 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import Channel, ChannelClosedError
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S
 from tinycluster.cluster.messages import Heartbeat, LoadProgress, Message, RankFailure, Ready, Stop
-from tinycluster.engine.checkpoint import open_checkpoint
+from tinycluster.engine.checkpoint import Checkpoint
 from tinycluster.engine.errors import CheckpointError, TinyclusterError
 from tinycluster.engine.models.registry import build
 from tinycluster.engine.request import StepPlan
@@ -46,12 +45,11 @@ class Neighbours:
 
 
 def load_runner(
-    blueprint: Blueprint, rank: int, path: Path, neighbours: Neighbours, channel: Channel, num_threads: int
+    blueprint: Blueprint, rank: int, checkpoint: Checkpoint, neighbours: Neighbours, channel: Channel, num_threads: int
 ) -> Runner:
-    """Read this rank's weights from `path` and make it ready to run. CheckpointError when it is another model."""
-    checkpoint = open_checkpoint(path)
+    """Read this rank's weights and make it ready to run. CheckpointError when it is another model."""
     if checkpoint.digest != blueprint.digest:
-        raise CheckpointError(f"{path} is not the model that the driver has: the digests differ")
+        raise CheckpointError(f"{checkpoint.path} is not the model that the driver has: the digests differ")
     shares = blueprint.shares(rank, checkpoint.config)
     program, specs = build(checkpoint.config, blueprint.stage(rank), shares)
     wanted = blueprint.wanted_format
@@ -72,32 +70,36 @@ def load_runner(
 class Worker:
     """Serves one channel. Every failure is sent to the driver as a sentence, and wakes the neighbours."""
 
-    def __init__(self, rank: int, channel: Channel, abort: Callable[[], None]) -> None:
-        self._rank, self._channel, self._abort = rank, channel, abort
-        self._step_id = -1
+    def __init__(self, rank: int, channel: Channel) -> None:
+        self.channel = channel
+        self._rank, self._step_id = rank, -1
+        self._neighbours: Neighbours | None = None
 
-    def run(self, load: Callable[[], Runner]) -> None:
-        """Load, report Ready, and run plans until Stop or the end of the channel."""
+    def run(self, meet: Callable[[], Neighbours], load: Callable[[Neighbours], Runner]) -> None:
+        """Meet the neighbours, load, report Ready, and run plans until Stop or the end of the channel."""
         try:
-            runner = load()
-            self._channel.send(Ready(0))
+            self._neighbours = meet()
+            runner = load(self._neighbours)
+            self.channel.send(Ready())
             self._run_steps(runner)
         except ChannelClosedError:
-            self._abort()  # without a driver there is nothing to compute
+            pass  # without a driver there is nothing to compute
         except Exception as error:
             self._report(error)
-            self._abort()
+        finally:
+            if self._neighbours is not None:
+                self._neighbours.abort()
 
     def _run_steps(self, runner: Runner) -> None:
         while True:
-            message = self._channel.receive()
+            message = self.channel.receive()
             if isinstance(message, Stop):
                 return
             if isinstance(message, StepPlan):
                 self._step_id = message.step_id
                 result = runner.run(message)
                 if result is not None:
-                    self._channel.send(result)
+                    self.channel.send(result)
 
     def _report(self, error: Exception) -> None:
         is_known = isinstance(error, TinyclusterError | CollectiveError | NumericalError)
@@ -106,7 +108,7 @@ class Worker:
         sentence = str(error) if is_known else f"{type(error).__name__}: {error}"
         failure = RankFailure(self._rank, self._step_id, isinstance(error, CollectiveError), sentence)
         try:
-            self._channel.send(failure)
+            self.channel.send(failure)
         except ChannelClosedError:
             log.error("rank %d could not tell its driver: %s", self._rank, sentence)
 
@@ -117,9 +119,9 @@ class ControlledChannel:
     def __init__(self, channel: Channel, on_driver_lost: Callable[[], None]) -> None:
         self._channel, self._on_driver_lost = channel, on_driver_lost
         self._incoming: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._is_closed = threading.Event()
         threading.Thread(target=self._read, name="control", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        self._is_closed = threading.Event()
 
     def send(self, message: Message) -> None:
         self._channel.send(message)

@@ -1,0 +1,77 @@
+"""The process of one rank under Ray. Ray starts it, finds its node, and ends it; everything else it does itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import ray
+
+from tinycluster.cluster.blueprint import Blueprint
+from tinycluster.cluster.handshake import Credentials, connect
+from tinycluster.cluster.local import num_cores
+from tinycluster.cluster.rendezvous import Introduction, Listeners, Meeting, RankPlan, meet
+from tinycluster.cluster.worker import ControlledChannel, Neighbours, Worker, load_runner
+from tinycluster.engine.checkpoint import open_checkpoint
+from tinycluster.engine.progress import NoProgress
+from tinycluster.engine.runner import Runner
+from tinycluster.engine.source import default_cache_dir, resolve
+from tinycluster.parallel.tcp import Address
+
+_CONNECT_TIMEOUT_S = 20.0
+
+
+def versions() -> str:
+    """What must be equal on all nodes: the ranks' messages and arithmetic come from this package."""
+    return f"tinycluster {version('tinycluster')} on Python {platform.python_version()}"
+
+
+class RankActor:
+    """Made with max_concurrency 2, so that Ray can still reach it while `run` blocks."""
+
+    def __init__(self, blueprint: Blueprint, rank: int, driver_node_id: str) -> None:
+        self._blueprint, self._rank = blueprint, rank
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._is_on_driver_node = self._node_id == driver_node_id
+        self._host = ray.util.get_node_ip_address()
+        self._listeners = Listeners(self._host)
+
+    def introduce(self) -> Introduction:
+        return Introduction(
+            rank=self._rank,
+            node_id=self._node_id,
+            host=self._host,
+            pid=os.getpid(),
+            num_cores=num_cores(),
+            versions=versions(),
+            tensor=self._listeners.tensor.address,
+            previous=self._listeners.previous.address,
+            next=self._listeners.next.address,
+        )
+
+    def run(
+        self, plan: RankPlan, meeting: Meeting, driver: Address, credentials: Credentials, num_threads: int
+    ) -> None:
+        """Blocks until the driver stops the rank. A driver that ends without a word ends this process."""
+        channel = connect(driver, credentials, self._rank, timeout_s=_CONNECT_TIMEOUT_S)
+        worker = Worker(self._rank, channel=ControlledChannel(channel, self._end))
+
+        def load(neighbours: Neighbours) -> Runner:
+            checkpoint = open_checkpoint(self._model_path())
+            return load_runner(self._blueprint, self._rank, checkpoint, neighbours, worker.channel, num_threads)
+
+        worker.run(lambda: meet(plan, meeting, self._listeners), load)
+
+    def _model_path(self) -> Path:
+        """Where this node has the model: as the driver found it, or resolved into this node's own cache."""
+        blueprint = self._blueprint
+        if self._is_on_driver_node:
+            return blueprint.path
+        cache_dir = blueprint.cache_dir or default_cache_dir()
+        return resolve(blueprint.source, sha256=blueprint.sha256, cache_dir=cache_dir, progress=NoProgress())
+
+    def _end(self) -> None:
+        """No orphan: a rank without a driver has nothing to save, and a native call can't be interrupted."""
+        os._exit(1)

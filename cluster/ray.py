@@ -1,0 +1,188 @@
+"""Ranks as Ray actors: Ray places them and notices their end; steps and tensors never pass through it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import threading
+from typing import Any
+
+from tinycluster.cluster.actor import RankActor, versions
+from tinycluster.cluster.blueprint import Blueprint
+from tinycluster.cluster.channel import ChannelClosedError, TcpChannel
+from tinycluster.cluster.config import ModelSettings, Settings
+from tinycluster.cluster.handshake import Credentials, Listener
+from tinycluster.cluster.messages import Message, Stop, encode
+from tinycluster.cluster.ranks import Deliver, RankEvent, RankLost
+from tinycluster.cluster.ray_cluster import Reservation, join_or_start, ray, reserve
+from tinycluster.cluster.rendezvous import Introduction, Meeting, arrange
+from tinycluster.engine.errors import PlacementError, UnavailableError
+from tinycluster.parallel.shared_memory import FOLDER
+
+log = logging.getLogger(__name__)
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 2.0
+_WATCH_PERIOD_S = 1.0
+
+
+def start_ray_ranks(
+    blueprint: Blueprint, model: ModelSettings, settings: Settings, threads: int | None, deliver: Deliver
+) -> RayRanks:
+    """One actor per rank, connected to each other and to this process. PlacementError, UnavailableError."""
+    join_or_start(settings)
+    ranks = RayRanks(blueprint, reserve(model, settings), deliver)
+    try:
+        ranks.connect(threads)
+    except BaseException:
+        ranks.close()
+        raise
+    return ranks
+
+
+class RayRanks:
+    """The actors of one model. Three things tell of a rank's end: its socket, Ray, and its missing heartbeat."""
+
+    heartbeats = True
+
+    def __init__(self, blueprint: Blueprint, reservation: Reservation, deliver: Deliver) -> None:
+        self.size = blueprint.mesh.size
+        self._blueprint, self._reservation, self._deliver = blueprint, reservation, deliver
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._meeting = Meeting(
+            secrets.token_hex(8), secrets.token_bytes(32), secrets.randbits(31), blueprint.step_timeout_s
+        )
+        self._channels: dict[int, TcpChannel] = {}
+        self._has_connected = threading.Condition()
+        self._is_closing = threading.Event()
+        self._close_lock = threading.Lock()
+        self._introductions: list[Introduction] = []
+        self._runs: list[Any] = []
+        actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RankActor)
+        self._actors = [
+            actor.options(scheduling_strategy=reservation.strategy(rank)).remote(blueprint, rank, self._node_id)
+            for rank in range(self.size)
+        ]
+
+    def connect(self, threads: int | None) -> None:
+        """Hear every rank's introduction, arrange the groups, start `run`, and wait for every rank's channel."""
+        self._introductions = self._introduce()
+        credentials = Credentials(self._meeting.secret, self._meeting.epoch, versions(), self._blueprint.digest)
+        listener = Listener(ray.util.get_node_ip_address(), credentials, self.size, self._accept)
+        try:
+            plans = arrange(self._introductions, self._blueprint.mesh, self._meeting.name)
+            for actor, plan, introduction in zip(self._actors, plans, self._introductions, strict=True):
+                num_threads = threads or max(1, introduction.num_cores // plan.num_ranks_on_node)
+                self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, num_threads))
+            threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
+            with self._has_connected:
+                if not self._has_connected.wait_for(lambda: len(self._channels) == self.size, _START_TIMEOUT_S):
+                    absent = ", ".join(self.name(rank) for rank in range(self.size) if rank not in self._channels)
+                    raise UnavailableError(f"{absent} did not connect within {_START_TIMEOUT_S:.0f} s")
+        finally:
+            listener.close()
+
+    def send(self, message: Message) -> None:
+        kind, payload = encode(message)
+        for rank, channel in list(self._channels.items()):
+            try:
+                channel.send_encoded(kind, payload)
+            except ChannelClosedError as error:
+                self._lost(rank, str(error))
+
+    def name(self, rank: int) -> str:
+        if not self._introductions:
+            return f"rank {rank}"
+        introduction = self._introductions[rank]
+        return f"rank {rank} on node {introduction.host} (process {introduction.pid})"
+
+    def close(self) -> None:
+        """Ask, then end. Every step of it is bounded; what is gone already is no error."""
+        with self._close_lock:
+            if self._is_closing.is_set():
+                return
+            self._is_closing.set()
+        self.send(Stop())
+        with contextlib.suppress(Exception):
+            ray.wait(self._runs, num_returns=len(self._runs), timeout=_STOP_TIMEOUT_S) if self._runs else None
+        for channel in list(self._channels.values()):
+            channel.close()
+        for actor in self._actors:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+        self._end_stopped_processes()
+        self._reservation.release()
+        for leftover in FOLDER.glob(f"tinycluster-{self._meeting.name}-*"):
+            leftover.unlink(missing_ok=True)
+
+    def _introduce(self) -> list[Introduction]:
+        try:
+            introductions: list[Introduction] = ray.get(
+                [actor.introduce.remote() for actor in self._actors], timeout=_START_TIMEOUT_S
+            )
+        except ray.exceptions.GetTimeoutError:
+            raise PlacementError(f"Ray did not start the ranks within {_START_TIMEOUT_S:.0f} s") from None
+        except ray.exceptions.RayError as error:
+            raise PlacementError(f"Ray could not start the ranks: {_first_line(error)}") from None
+        for introduction in introductions:
+            if introduction.versions != versions():
+                raise PlacementError(
+                    f"node {introduction.host} has {introduction.versions}, the driver has {versions()}: "
+                    "install the same versions on every node"
+                )
+        return introductions
+
+    def _accept(self, rank: int, channel: TcpChannel) -> None:
+        with self._has_connected:
+            self._channels[rank] = channel
+            self._has_connected.notify_all()
+        try:
+            while True:
+                message = channel.receive()
+                assert message is not None
+                self._deliver(RankEvent(rank, message))
+        except ChannelClosedError as error:
+            self._lost(rank, f"its process ended or is out of reach ({error})")
+
+    def _watch(self) -> None:
+        """Every run ends only when the rank does."""
+        pending = {run: rank for rank, run in enumerate(self._runs)}
+        while pending and not self._is_closing.is_set():
+            try:
+                done, _ = ray.wait(list(pending), num_returns=1, timeout=_WATCH_PERIOD_S)
+                for run in done:
+                    self._lost(pending.pop(run), _end_of(run))
+            except Exception as error:
+                log.warning("Ray cannot be asked about the ranks any more: %s", error)
+                return
+
+    def _lost(self, rank: int, sentence: str) -> None:
+        if not self._is_closing.is_set():
+            self._deliver(RankEvent(rank, RankLost(sentence)))
+
+    def _end_stopped_processes(self) -> None:
+        """A stopped process hears neither socket nor Ray; here it is killed, elsewhere it ends when it wakes."""
+        for introduction, run in zip(self._introductions, self._runs, strict=False):
+            with contextlib.suppress(Exception):
+                done, _ = ray.wait([run], timeout=0)
+                if not done and introduction.node_id == self._node_id:
+                    os.kill(introduction.pid, signal.SIGKILL)
+
+
+def _end_of(run: Any) -> str:
+    try:
+        ray.get(run)
+    except ray.exceptions.ActorDiedError:
+        return "its process ended"
+    except ray.exceptions.RayError as error:
+        return _first_line(error)
+    return "it stopped"
+
+
+def _first_line(error: Exception) -> str:
+    """Ray's errors are pages long; the cause is the last line that says something."""
+    cause = getattr(error, "cause", None)
+    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
