@@ -13,8 +13,10 @@ class LocalGroup:
     `mailbox_bytes` is what `send` may run ahead of `recv`, per pair of ranks; memory is taken as it is used.
     """
 
-    def __init__(self, size: int, *, timeout_s: float = 30.0, mailbox_bytes: int = 16 * 2**20) -> None:
-        self._shape = RegionShape(size, mailbox_bytes=mailbox_bytes)
+    def __init__(
+        self, size: int, *, timeout_s: float = 30.0, slot_bytes: int = 256 * 1024, mailbox_bytes: int = 16 * 2**20
+    ) -> None:
+        self._shape = RegionShape(size, slot_bytes, mailbox_bytes)
         self._timeout_s = timeout_s
         self._memory = mmap.mmap(-1, self._shape.num_bytes)
         self._shape.format(self._memory, epoch=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tinycluster.kernels import _collectives
 from tinycluster.parallel.communicator import F32, I64, CollectiveError
 

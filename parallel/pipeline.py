@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tinycluster.parallel.communicator import F32, I64, Communicator
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tinycluster.parallel.communicator import F32, I64, CollectiveError
 from tinycluster.parallel.tcp_connection import Connection, Kind
 from tinycluster.parallel.tcp_handshake import Address, Identity, TcpListener, join

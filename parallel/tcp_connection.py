@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tinycluster.parallel.communicator import CollectiveError
 
 MAX_PAYLOAD_BYTES = 2**30
