@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tinycluster.engine.random_bits import random_below
 from tinycluster.engine.request import SamplingParams
 from tinycluster.kernels.program import F32, I64, NumericalError

@@ -158,9 +158,10 @@ class Scheduler:
                 break
             if request.state != "running" or not request.can_advance(step_id, max_pending):
                 continue
-            num_tokens = budget.share_of(request.num_uncomputed)
-            if num_tokens and self._has_room(request):
-                budget.spend(num_tokens, is_decode=request.num_uncomputed == 1)
+            num_uncomputed = request.num_uncomputed
+            num_tokens = budget.share_of(num_uncomputed)
+            if num_tokens and self._make_room(request):
+                budget.spend(num_tokens, is_decode=num_uncomputed == 1)
                 rows.append(request.advance(num_tokens, step_id))
         return rows
 
@@ -170,7 +171,7 @@ class Scheduler:
             return tuple(self._running)
         return sorted(self._running, key=lambda request: request.last_step_id)
 
-    def _has_room(self, request: ScheduledRequest) -> bool:
+    def _make_room(self, request: ScheduledRequest) -> bool:
         """Give the request the block it lacks, if any, from the pool or from the newest request.
 
         The newest request waits for one. So does a request when the newest is already part of this step.

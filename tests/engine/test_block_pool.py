@@ -44,10 +44,10 @@ def test_blocks_for_rounds_up(num_tokens: int, num_blocks: int) -> None:
 
 
 def test_equal_histories_give_equal_blocks() -> None:
-    def history() -> list[tuple[int, ...] | None]:
+    def history() -> list[tuple[int, ...]]:
         pool, rng = BlockPool(num_blocks=20, block_tokens=4), random.Random(5)
         owned: list[tuple[int, ...]] = []
-        lent = []
+        lent: list[tuple[int, ...]] = []
         for _ in range(200):
             if owned and rng.random() < 0.5:
                 pool.free(owned.pop(rng.randrange(len(owned))))

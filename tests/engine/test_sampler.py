@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ from tinycluster.engine.random_bits import mix64, random_below, random_bits
 from tinycluster.engine.request import SamplingParams
 from tinycluster.engine.sampler import Sampler
 from tinycluster.engine.sampling_rules import check_sampling
+from tinycluster.kernels.ops import softmax_f32
 from tinycluster.kernels.program import F32, NumericalError
 
 PARAMS = [
@@ -144,10 +146,11 @@ def test_the_logits_are_left_as_they_are() -> None:
         Sampler(softmax).sample(logits_V, params, seed=0, position=0)
 
 
-def test_a_masked_token_is_never_drawn() -> None:
+@pytest.mark.parametrize("exact_softmax", [softmax, softmax_f32])
+def test_a_masked_token_is_never_drawn(exact_softmax: Callable[[F32], F32]) -> None:
     logits_V = np.full(20, -np.inf, np.float32)
     logits_V[[4, 11]] = 1.0
-    tokens = {Sampler(softmax).sample(logits_V, SamplingParams(), 0, position) for position in range(50)}
+    tokens = {Sampler(exact_softmax).sample(logits_V, SamplingParams(), 0, position) for position in range(50)}
     assert tokens == {4, 11}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.errors import ContextLengthError, QueueFullError, RequestError
-from tinycluster.engine.request import PENDING, RequestOutput, SampledToken, SamplingParams, StepPlan, StepResult
+from tinycluster.engine.request import PENDING, RequestOutput, Row, SampledToken, SamplingParams, StepPlan, StepResult
 from tinycluster.engine.scheduler import Scheduler, SchedulerLimits
 
 EOS = 2
@@ -167,7 +167,7 @@ def test_a_preempted_request_resumes_with_the_same_tokens() -> None:
     scheduler = scheduler_of(num_blocks=5, block_tokens=2)
     for request_id in (0, 1):
         scheduler.add(request_id, prompt_of(3), SamplingParams(max_tokens=5), seed=1)
-    rows = []
+    rows: list[Row] = []
     while scheduler.num_running + scheduler.num_waiting:
         plan = planned(scheduler)
         rows += plan.rows

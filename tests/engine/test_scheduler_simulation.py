@@ -285,9 +285,9 @@ def test_every_request_gets_the_tokens_it_would_get_alone() -> None:
 class LateBlock(Scheduler):
     """Asks for a new block one token too late."""
 
-    def _has_room(self, request: ScheduledRequest) -> bool:
+    def _make_room(self, request: ScheduledRequest) -> bool:
         missing = self._pool.blocks_for(request.num_tokens - 1) - len(request.blocks)
-        return missing <= 0 or super()._has_room(request)
+        return missing <= 0 or super()._make_room(request)
 
 
 class KeptProgress(Scheduler):
@@ -302,9 +302,9 @@ class KeptProgress(Scheduler):
 class DoubleLending(Scheduler):
     """Gives blocks back that the request goes on using."""
 
-    def _has_room(self, request: ScheduledRequest) -> bool:
+    def _make_room(self, request: ScheduledRequest) -> bool:
         blocks = request.blocks
-        has_room = super()._has_room(request)
+        has_room = super()._make_room(request)
         if len(request.blocks) > len(blocks):
             self._pool.free(request.blocks[-1:])
         return has_room
