@@ -22,17 +22,12 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from tests.parity.golden import PATH, POSITIONS, PROMPT, SEED, SEQUENCE, SMALLEST_GAP
 from tests.parity.random_model import CASES, config_json, write_folder
 from tests.parity.rope_cases import POSITIONS as ROPE_POSITIONS
 from tests.parity.rope_cases import ROPE_CASES, TABLE_LENGTH
 from tinycluster.engine.models.spec import ModelConfig
 
-GOLDENS = Path(__file__).with_name("goldens.npz")
-SEED = 0
-PROMPT, SEQUENCE = 40, 64
-POSITIONS = (0, 7, 16, 39, 40, 55, 63)
-SMALLEST_GAP = 0.02
-"""Between the two best logits of every greedy choice: well above float32 noise, so that ties decide nothing."""
 LEAST_DISTINCT = 8
 
 
@@ -44,8 +39,8 @@ def main() -> None:
         arrays[f"{name}/logits"] = logits[list(POSITIONS)]
     for name, config in ROPE_CASES.items():
         arrays.update({f"rope/{name}/{part}": array for part, array in rope_golden(config).items()})
-    np.savez_compressed(GOLDENS, **arrays)
-    print(f"{GOLDENS.name}: {GOLDENS.stat().st_size} bytes, {versions()}")
+    np.savez_compressed(PATH, **arrays)
+    print(f"{PATH.name}: {PATH.stat().st_size} bytes, {versions()}")
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN_ID = SPECIAL_TOKENS.index("<|im_end|>")
-COMMON_PAIRS = "th he in er an re on at en nd ti es or te of ed is it al ar st to nt".split()
+COMMON_PAIRS = "th he in er an re on at en nd ti es or te of ed is it al ar st to nt"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
 def build_tokenizer(vocab_size: int) -> Tokenizer:
     """Special tokens, the 256 bytes, then two-letter tokens until `vocab_size` is reached."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = [(pair[0], pair[1]) for pair in COMMON_PAIRS] + [("Ġ", letter) for letter in string.ascii_lowercase]
+    pairs = [(pair[0], pair[1]) for pair in COMMON_PAIRS.split()] + [("Ġ", letter) for letter in string.ascii_lowercase]
     pairs += list(itertools.product(string.ascii_lowercase, repeat=2))
     num_merges = vocab_size - len(SPECIAL_TOKENS) - len(letters)
     merges = list(dict.fromkeys(pairs))[:num_merges]
