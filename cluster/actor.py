@@ -7,11 +7,10 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-import ray
-
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.handshake import Credentials, connect
 from tinycluster.cluster.local import num_cores
+from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.rendezvous import Introduction, Listeners, Meeting, RankPlan, meet
 from tinycluster.cluster.worker import ControlledChannel, Neighbours, Worker, load_runner
 from tinycluster.engine.checkpoint import open_checkpoint

@@ -39,8 +39,8 @@ class _Section(BaseModel):
 class MeshSettings(_Section):
     """The ranks of one model: `tensor` × `pipeline` of them."""
 
-    tensor: int = Field(1, ge=1, le=1024)
-    pipeline: int = Field(1, ge=1, le=1024)
+    tensor: int = Field(default=1, ge=1, le=1024)
+    pipeline: int = Field(default=1, ge=1, le=1024)
     weights: tuple[float, ...] | None = None
     """Speed of each tensor rank, for uneven machines: shares are dealt in proportion."""
     layers: tuple[int, ...] | None = None
@@ -68,7 +68,7 @@ class MeshSettings(_Section):
 class KVCacheSettings(_Section):
     """The paged cache of keys and values of one rank."""
 
-    memory_bytes: Annotated[int, BeforeValidator(parse_memory), Field(ge=1)] = Field(2**30, alias="memory")
+    memory_bytes: Annotated[int, BeforeValidator(parse_memory), Field(ge=1)] = Field(default=2**30, alias="memory")
     block_tokens: int = 16
 
     @field_validator("block_tokens")
@@ -80,12 +80,12 @@ class KVCacheSettings(_Section):
 
 
 class LimitsSettings(_Section):
-    max_model_len: int | None = Field(None, ge=2)
+    max_model_len: int | None = Field(default=None, ge=2)
     """Tokens of prompt and answer together; by default what the model was trained for, 4096 at most."""
-    max_running: int = Field(64, ge=1, le=4096)
-    step_tokens: int = Field(512, ge=1, le=65536)
+    max_running: int = Field(default=64, ge=1, le=4096)
+    step_tokens: int = Field(default=512, ge=1, le=65536)
     """Tokens computed in one step over all requests: longer prompts are prefilled in chunks."""
-    max_waiting: int = Field(256, ge=0)
+    max_waiting: int = Field(default=256, ge=0)
     """Requests that may wait for a place; one more is answered with 429."""
 
 
@@ -119,19 +119,19 @@ class ModelSettings(_Section):
 
 
 class ClusterSettings(_Section):
-    address: str = Field("auto", min_length=1)
+    address: str = Field(default="auto", min_length=1)
     """auto joins a running Ray or starts one here; local runs ranks as threads; else the address of a Ray head."""
-    step_timeout_s: float = Field(60.0, gt=0, alias="step_timeout")
+    step_timeout_s: float = Field(default=60.0, gt=0, alias="step_timeout")
     """A step that takes longer counts as a lost rank."""
-    placement_timeout_s: float = Field(30.0, gt=0, alias="placement_timeout")
+    placement_timeout_s: float = Field(default=30.0, gt=0, alias="placement_timeout")
     cache_dir: Path | None = None
     """Where downloads are kept; the user's cache folder by default."""
 
 
 class ServerSettings(_Section):
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    replicas: int = Field(1, ge=1, le=256)
+    port: int = Field(default=8000, ge=0, le=65535)
+    replicas: int = Field(default=1, ge=1, le=256)
     front: Literal["direct", "proxy", "haproxy"] = "direct"
 
 
@@ -178,7 +178,7 @@ class _Loader(yaml.SafeLoader):
     """YAML without tags that build objects; a key that stands twice is an error, not a silent choice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 raise yaml.YAMLError(f"the key {key!r} stands twice")

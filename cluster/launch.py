@@ -16,9 +16,11 @@ from tinycluster.cluster.ranks import RankEvent, RankLost, Ranks
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
 from tinycluster.engine.errors import UnavailableError
-from tinycluster.engine.progress import NoProgress, Progress
+from tinycluster.engine.progress import NoProgress as NoProgress
+from tinycluster.engine.progress import Progress
 from tinycluster.engine.scheduler import Scheduler
-from tinycluster.engine.source import default_cache_dir, resolve
+from tinycluster.engine.source import default_cache_dir as default_cache_dir
+from tinycluster.engine.source import resolve
 
 Inbox = queue.SimpleQueue[RankEvent | None]
 NewProgress = Callable[[], Progress]

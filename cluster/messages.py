@@ -174,6 +174,16 @@ def _encode_hello(hello: Hello) -> bytes:
     return _HELLO.pack(hello.rank) + _block(hello.nonce) + _block(hello.proof)
 
 
+def _decode_hello(reader: _Reader) -> Hello:
+    (rank,) = reader.fields(_HELLO)
+    return Hello(rank, nonce=reader.block(), proof=reader.block())
+
+
+def _decode_failure(reader: _Reader) -> RankFailure:
+    rank, step_id, is_consequence = reader.fields(_FAILURE)
+    return RankFailure(rank, step_id, is_consequence, reader.text())
+
+
 def _encode_failure(failure: RankFailure) -> bytes:
     return _FAILURE.pack(failure.rank, failure.step_id, failure.is_consequence) + _block(
         failure.sentence.encode(errors="replace")
@@ -189,14 +199,14 @@ class _Codec:
 
 _CODECS: dict[type[Any], _Codec] = {
     Challenge: _Codec(1, lambda m: _block(m.nonce), lambda r: Challenge(r.block())),
-    Hello: _Codec(2, _encode_hello, lambda r: Hello(*r.fields(_HELLO), r.block(), r.block())),
+    Hello: _Codec(2, _encode_hello, _decode_hello),
     Welcome: _Codec(3, lambda m: _block(m.proof), lambda r: Welcome(r.block())),
     LoadProgress: _Codec(
         4, lambda m: _PROGRESS.pack(m.done_bytes, m.total_bytes), lambda r: LoadProgress(*r.fields(_PROGRESS))
     ),
     Ready: _Codec(5, lambda m: b"", lambda r: Ready()),
     Heartbeat: _Codec(6, lambda m: b"", lambda r: Heartbeat()),
-    RankFailure: _Codec(7, _encode_failure, lambda r: RankFailure(*r.fields(_FAILURE), r.text())),
+    RankFailure: _Codec(7, _encode_failure, _decode_failure),
     Stop: _Codec(8, lambda m: b"", lambda r: Stop()),
     StepPlan: _Codec(9, _encode_plan, _decode_plan),
     StepResult: _Codec(10, _encode_result, _decode_result),

@@ -16,8 +16,9 @@ from tinycluster.cluster.channel import ChannelClosedError, TcpChannel
 from tinycluster.cluster.config import ModelSettings, Settings
 from tinycluster.cluster.handshake import Credentials, Listener
 from tinycluster.cluster.messages import Message, Stop, encode
+from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ranks import Deliver, RankEvent, RankLost
-from tinycluster.cluster.ray_cluster import Reservation, join_or_start, ray, reserve
+from tinycluster.cluster.ray_cluster import Reservation, join_or_start, reserve
 from tinycluster.cluster.rendezvous import Introduction, Meeting, arrange
 from tinycluster.engine.errors import PlacementError, UnavailableError
 from tinycluster.parallel.shared_memory import FOLDER

@@ -11,15 +11,8 @@ from typing import Any
 from tinycluster.cluster.config import ModelSettings, Settings
 from tinycluster.cluster.local import num_cores
 from tinycluster.cluster.placement import Placement, first_bundle, missing, num_cpus_needed, place, replica_bundles
+from tinycluster.cluster.quiet_ray import ray
 from tinycluster.engine.errors import ConfigError, PlacementError
-
-# Ray reads these while it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-
-import ray
-from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 200 * 10**6
@@ -55,8 +48,8 @@ class Reservation:
     bundle_of_rank: tuple[int, ...]
     is_own: bool
 
-    def strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(
+    def strategy(self, rank: int) -> Any:
+        return ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
             self.group,
             placement_group_bundle_index=self.bundle_of_rank[rank],
             placement_group_capture_child_tasks=True,
@@ -65,7 +58,7 @@ class Reservation:
     def release(self) -> None:
         if self.is_own:
             with contextlib.suppress(Exception):  # Ray may be gone already
-                remove_placement_group(self.group)
+                ray.util.remove_placement_group(self.group)
 
 
 def reserve(model: ModelSettings, settings: Settings) -> Reservation:
@@ -74,11 +67,11 @@ def reserve(model: ModelSettings, settings: Settings) -> Reservation:
     PlacementError after `placement_timeout` seconds, saying what the cluster lacks.
     """
     placement = place(model)
-    current = get_current_placement_group()
+    current = ray.util.get_current_placement_group()
     if current is not None and current.bundle_specs == replica_bundles(settings):
         first = first_bundle(settings, model)
         return Reservation(current, tuple(first + bundle for bundle in placement.bundle_of_rank), is_own=False)
-    group = placement_group(list(placement.bundles), strategy=placement.strategy)
+    group = ray.util.placement_group(list(placement.bundles), strategy=placement.strategy)
     reservation = Reservation(group, placement.bundle_of_rank, is_own=True)
     timeout_s = settings.cluster.placement_timeout_s
     if (lack := missing(placement, _cpus_of_nodes())) is not None:
