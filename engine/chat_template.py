@@ -24,9 +24,14 @@ class ChatTemplate:
     """A compiled template. `special_tokens` are the variables bos_token, eos_token and so on that templates print."""
 
     def __init__(
-        self, source: str, *, special_tokens: Mapping[str, str], now: Callable[[], datetime] = datetime.now
+        self,
+        source: str,
+        *,
+        origin: str,
+        special_tokens: Mapping[str, str],
+        now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """CheckpointError when the template is not valid Jinja."""
+        """CheckpointError when the template is not valid Jinja; `origin` is the file that it names."""
         self._special_tokens = dict(special_tokens)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationExtension, loopcontrols]
@@ -37,7 +42,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise CheckpointError(f"the model's chat template is not valid: {error}") from error
+            raise CheckpointError(f"{origin}: the chat template is not valid: {error}") from error
 
     def render(
         self,

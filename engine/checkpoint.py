@@ -49,11 +49,15 @@ class Checkpoint(Protocol):
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a folder or a .gguf file: headers are read and checked, weights are not. CheckpointError otherwise."""
-    if path.is_dir():
-        return SafetensorsCheckpoint(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    return GgufCheckpoint(path)
+    checkpoint = SafetensorsCheckpoint(path) if path.is_dir() else GgufCheckpoint(path)
+    # A damaged count of layers would make every later table as long.
+    last = f"model.layers.{checkpoint.config.num_hidden_layers - 1}.input_layernorm.weight"
+    if last not in checkpoint.tensors():
+        num_layers = checkpoint.config.num_hidden_layers
+        raise CheckpointError(f"{path}: tensor {last} is missing; the configuration asks for {num_layers} layers")
+    return checkpoint
 
 
 def validate(checkpoint: Checkpoint, specs: Sequence[WeightSpec]) -> None:

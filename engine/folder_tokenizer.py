@@ -14,7 +14,7 @@ from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.hf_config import FieldError, token_ids
 from tinycluster.engine.json_file import read_json_if_present
 from tinycluster.engine.models.spec import ModelConfig
-from tinycluster.engine.tokenizer import DecoderError, Tokenizer
+from tinycluster.engine.tokenizer import DecoderError, Tokenizer, prepend_bos
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -38,13 +38,12 @@ def build_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     special_tokens = _special_tokens(fields)
     bos_token_id = _token_id(backend, special_tokens.get("bos_token"), config.bos_token_id)
     _set_bos(backend, fields.get("add_bos_token"), special_tokens.get("bos_token"))
-    source = _template_source(folder, fields)
     try:
         return Tokenizer(
             backend,
             bos_token_id=bos_token_id,
             eos_token_ids=_with_eos(backend, special_tokens.get("eos_token"), config.eos_token_ids),
-            chat_template=None if source is None else ChatTemplate(source, special_tokens=special_tokens),
+            chat_template=_chat_template(folder, fields, special_tokens),
         )
     except DecoderError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -90,26 +89,28 @@ def _set_bos(backend: tokenizers.Tokenizer, add_bos_token: Any, bos_token: str |
     if type(add_bos_token) is not bool or bos_token_id is None:
         return
     adds_bos = backend.encode("", add_special_tokens=True).ids[:1] == [bos_token_id]
-    if add_bos_token and not adds_bos:
-        backend.post_processor = TemplateProcessing(
-            single=f"{bos_token}:0 $A:0", special_tokens=[(bos_token, bos_token_id)]
-        )
+    if add_bos_token and not adds_bos and bos_token is not None:
+        prepend_bos(backend, bos_token, bos_token_id)
     if adds_bos and not add_bos_token:
         backend.post_processor = TemplateProcessing(single="$A:0", special_tokens=[])
 
 
-def _template_source(folder: Path, fields: Mapping[str, Any]) -> str | None:
+def _chat_template(folder: Path, fields: Mapping[str, Any], special_tokens: Mapping[str, str]) -> ChatTemplate | None:
     """chat_template.jinja, or the template in tokenizer_config.json; of several named ones, the one called default."""
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
-            return path.read_text(encoding="utf-8")
+            source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        return ChatTemplate(source, origin=str(path), special_tokens=special_tokens)
+    path = folder / "tokenizer_config.json"
     template = fields.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
         template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: chat_template must be a text or a list of texts")
-    return template
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise CheckpointError(f"{path}: chat_template must be a text or a list of named texts")
+    return ChatTemplate(template, origin=str(path), special_tokens=special_tokens)

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
-from tokenizers.processors import TemplateProcessing
 
 from tinycluster.engine.chat_template import ChatTemplate
 from tinycluster.engine.errors import CheckpointError
-from tinycluster.engine.tokenizer import Tokenizer
+from tinycluster.engine.tokenizer import Tokenizer, prepend_bos
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 # Control tokens that end a turn or a text; conversions name only one of them as eos.
@@ -46,10 +47,9 @@ class _Metadata:
     def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
         self._path, self._fields = path, fields
         self.tokens: list[str] = self.get("tokens", list)
-        types = fields.get("tokenizer.ggml.token_type")
-        self.types = [NORMAL] * len(self.tokens) if types is None else [int(type_) for type_ in types]
-        if len(self.types) != len(self.tokens) or not self.tokens:
-            raise self.error("token_type", f"must have one entry for each of {len(self.tokens)} tokens")
+        self.types = [int(type_) for type_ in self.numbers("token_type", NORMAL)]
+        if not self.tokens:
+            raise self.error("tokens", "is empty")
         self.vocabulary = {token: token_id for token_id, token in enumerate(self.tokens)}
         if len(self.vocabulary) != len(self.tokens):
             raise self.error("tokens", "names a token twice")
@@ -65,6 +65,13 @@ class _Metadata:
             raise self.error(name, f"must be a {type_.__name__}, got {type(value).__name__}")
         return value
 
+    def numbers(self, name: str, default: int | None = None) -> NDArray[Any]:
+        """One number for each token."""
+        values = np.asarray(self.get(name, object, None if default is None else [default] * len(self.tokens)))
+        if values.shape != (len(self.tokens),) or values.dtype.kind not in "iuf":
+            raise self.error(name, f"must have one number for each of {len(self.tokens)} tokens")
+        return values
+
     def token(self, name: str) -> str | None:
         token_id = self._fields.get(f"tokenizer.ggml.{name}_token_id")
         if token_id is None:
@@ -78,7 +85,10 @@ def end_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids that end a text: eos, eot and eom as named in the file, then control tokens known to end a turn."""
     named = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     ids = [token_id for token_id in named if type(token_id) is int]
-    tokens, types = fields.get("tokenizer.ggml.tokens", ()), fields.get("tokenizer.ggml.token_type", ())
+    tokens = fields.get("tokenizer.ggml.tokens")
+    types: NDArray[Any] = np.asarray(fields.get("tokenizer.ggml.token_type"))
+    if not isinstance(tokens, list) or types.ndim != 1:
+        return tuple(dict.fromkeys(ids))
     ids += [
         token_id
         for token_id, (token, type_) in enumerate(zip(tokens, types, strict=False))
@@ -102,15 +112,16 @@ def build_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
     special_tokens = {name: token for name, key in names.items() if (token := metadata.token(key)) is not None}
     bos = special_tokens.get("bos_token")
     if bos is not None and metadata.get("add_bos_token", bool, adds_bos):
-        backend.post_processor = TemplateProcessing(
-            single=f"{bos}:0 $A:0", special_tokens=[(bos, metadata.vocabulary[bos])]
-        )
-    template = fields.get("tokenizer.chat_template")
+        prepend_bos(backend, bos, metadata.vocabulary[bos])
+    source = fields.get("tokenizer.chat_template")
+    template = None
+    if isinstance(source, str):
+        template = ChatTemplate(source, origin=str(path), special_tokens=special_tokens)
     return Tokenizer(
         backend,
         bos_token_id=None if bos is None else metadata.vocabulary[bos],
         eos_token_ids=end_token_ids(fields),
-        chat_template=ChatTemplate(template, special_tokens=special_tokens) if isinstance(template, str) else None,
+        chat_template=template,
     )
 
 
@@ -139,14 +150,12 @@ def _byte_level(metadata: _Metadata) -> tuple[tokenizers.Tokenizer, bool]:
 
 
 def _sentencepiece(metadata: _Metadata) -> tokenizers.Tokenizer:
-    scores = metadata.get("scores", object)
-    if len(scores) != len(metadata.tokens):
-        raise metadata.error("scores", f"must have one entry for each of {len(metadata.tokens)} tokens")
+    scores = [float(score) for score in metadata.numbers("scores")]
     unknown = next((metadata.tokens[i] for i, type_ in enumerate(metadata.types) if type_ == UNKNOWN), None)
     backend = tokenizers.Tokenizer(
         BPE(
             vocab=metadata.vocabulary,
-            merges=merges_of_pieces(metadata.tokens, [float(score) for score in scores], metadata.types),
+            merges=merges_of_pieces(metadata.tokens, scores, metadata.types),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,

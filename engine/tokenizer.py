@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from tinycluster.engine.chat_template import ChatTemplate
 from tinycluster.engine.errors import RequestError
@@ -100,6 +101,13 @@ class Tokenizer:
         if match := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
             return bytes.fromhex(match[1])
         return token.replace("▁", " ").encode()
+
+
+def prepend_bos(backend: tokenizers.Tokenizer, token: str, token_id: int) -> None:
+    """Make a backend put one token in front of every text that it encodes with special tokens."""
+    # By an alias, because the template language cannot name a token that holds a colon or a space.
+    bos = {"id": "bos", "ids": [token_id], "tokens": [token]}
+    backend.post_processor = TemplateProcessing(single="bos:0 $A:0", special_tokens=[bos])
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -170,15 +170,15 @@ def test_end_tokens_are_the_named_ones_and_control_tokens_known_to_end_a_turn() 
         ({"model": "bert"}, "tokenizer.ggml.model must be 'gpt2' or 'llama', got 'bert'"),
         ({"model": None}, "tokenizer.ggml.model is missing"),
         ({"pre": "tekken"}, "tokenizer.ggml.pre must be one of default, gpt-2, smollm"),
-        ({"tokens": []}, "tokenizer.ggml.token_type must have one entry for each of 0 tokens"),
+        ({"tokens": [], "token_type": []}, "tokenizer.ggml.tokens is empty"),
         ({"tokens": ["a"] * 260}, "tokenizer.ggml.tokens names a token twice"),
         ({"tokens": 5}, "tokenizer.ggml.tokens must be a list, got int"),
-        ({"token_type": [1, 2]}, "tokenizer.ggml.token_type must have one entry for each of 260 tokens"),
+        ({"token_type": [1, 2]}, "tokenizer.ggml.token_type must have one number for each of 260 tokens"),
         ({"merges": ["h z9"]}, "tokenizer.ggml.merges holds 'h z9'"),
         ({"merges": ["h e l"]}, "tokenizer.ggml.merges holds 'h e l'"),
         ({"bos_token_id": 260}, "tokenizer.ggml.bos_token_id must be a token id, got 260"),
         ({"model": "llama"}, "tokenizer.ggml.scores is missing"),
-        ({"model": "llama", "scores": [0.5]}, "tokenizer.ggml.scores must have one entry for each of 260 tokens"),
+        ({"model": "llama", "scores": [0.5]}, "tokenizer.ggml.scores must have one number for each of 260 tokens"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_used_is_refused_with_its_field(change: dict[str, Any], rule: str) -> None:
