@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.leaks import MARK, Places, new_files, remaining_processes
 from tinycluster.engine.progress import NoProgress
 from tinycluster.engine.source import default_cache_dir, resolve
 
@@ -16,3 +20,15 @@ def smollm2_path() -> Path:
     """The real SmolLM2-135M-Instruct, downloaded once into the product's own cache."""
     model = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["models"][0]
     return resolve(model["source"], sha256=model["sha256"], cache_dir=default_cache_dir(), progress=NoProgress())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """After the last test: no process, no shared memory and no file that was not there before, except caches."""
+    places = Places(Path(__file__).parent.parent, Path.home())
+    before, mark = places.files(), uuid.uuid4().hex
+    os.environ[MARK] = mark
+    yield
+    del os.environ[MARK]
+    assert remaining_processes(mark) == {}
+    assert new_files(places, before) == []

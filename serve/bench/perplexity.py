@@ -41,14 +41,22 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of `num_tokens` predicted tokens."""
+    """exp of the mean of `nlls`: the negative log-likelihood of each predicted token, in text order."""
 
-    mean_nll: float
-    num_tokens: int
+    nlls: NDArray[np.float64]
 
     @property
     def value(self) -> float:
-        return math.exp(self.mean_nll)
+        return math.exp(self.nlls.mean())
+
+    def relative_to(self, reference: Perplexity) -> tuple[float, float]:
+        """How far above the reference on the same tokens, and its standard error: 0.01 is one per cent.
+
+        The tokens are paired, so the error is that of the difference and not of either perplexity.
+        """
+        differences = self.nlls - reference.nlls
+        ratio = math.exp(differences.mean())
+        return ratio - 1, ratio * float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 
 class RoundedToBf16:
@@ -87,22 +95,21 @@ def measure(
 ) -> Perplexity:
     """Perplexity over windows that do not overlap; the first token of each is given, the others are predicted.
 
-    A last window of one token predicts nothing. ConfigError where no token would be predicted.
+    A last window of one token predicts nothing. ConfigError for a text or a window of fewer than two.
     """
     if window < 2:
         raise ConfigError(f"--window must be at least 2 tokens, got {window}")
-    total_nll, num_predicted = 0.0, 0
+    if len(tokens) < 2:
+        raise ConfigError(f"the text must have at least 2 tokens, got {len(tokens)}")
+    nlls: list[NDArray[np.float64]] = []
     for start in range(0, len(tokens), window):
         window_W = np.asarray(tokens[start : start + window], np.int32)
         for first, logits_CV in _logits(executor, window_W):
             # The last position of the window predicts a token of the next one.
             targets_C = window_W[first + 1 : first + 1 + len(logits_CV)]
-            total_nll += float(negative_log_likelihood(logits_CV[: len(targets_C)], targets_C).sum())
-            num_predicted += len(targets_C)
+            nlls.append(negative_log_likelihood(logits_CV[: len(targets_C)], targets_C))
         on_tokens(len(window_W))
-    if num_predicted == 0:
-        raise ConfigError(f"the text must have at least 2 tokens, got {len(tokens)}")
-    return Perplexity(total_nll / num_predicted, num_predicted)
+    return Perplexity(np.concatenate(nlls))
 
 
 def negative_log_likelihood(logits_CV: F32, targets_C: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -96,12 +96,14 @@ def read_tokens(checkpoint: Checkpoint, options: PerplexityOptions) -> list[int]
 
 
 def _row(weights: WeightsFormat, measured: Perplexity, reference: Perplexity, seconds: float) -> dict[str, Any]:
-    """`relative_to_f32` 0.01 is a perplexity one per cent above float32's."""
+    """`relative_to_f32` 0.01 is a perplexity one per cent above float32's, give or take its standard error."""
+    change, standard_error = measured.relative_to(reference)
     return {
         "weights": weights,
         "perplexity": measured.value,
-        "relative_to_f32": measured.value / reference.value - 1,
-        "num_predicted": measured.num_tokens,
+        "relative_to_f32": change,
+        "standard_error": standard_error,
+        "num_predicted": len(measured.nlls),
         "seconds": seconds,
     }
 
@@ -109,7 +111,12 @@ def _row(weights: WeightsFormat, measured: Perplexity, reference: Perplexity, se
 def table(result: dict[str, Any]) -> Table:
     title = f"{result['checkpoint']}: {result['text']}, {result['num_tokens']} tokens, windows of {result['window']}"
     rows = [
-        [row["weights"], f"{row['perplexity']:.4f}", f"{row['relative_to_f32']:+.3%}", f"{row['seconds']:.1f}"]
+        [
+            row["weights"],
+            f"{row['perplexity']:.4f}",
+            f"{row['relative_to_f32']:+.3%} ± {row['standard_error']:.3%}",
+            f"{row['seconds']:.1f}",
+        ]
         for row in result["results"]
     ]
     return table_of(title, ["weights", "perplexity", "against f32", "seconds"], rows)
