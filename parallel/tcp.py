@@ -17,8 +17,10 @@ from tinycluster.parallel.tcp_handshake import Address, Identity, TcpListener, j
 __all__ = ["Address", "TcpCommunicator", "TcpListener"]
 
 _NOTHING = np.empty(0, np.uint8)
-# From here on an all_reduce of more than two ranks sends every element twice instead of size - 1 times.
+# From here on a sum of more than two ranks sends every element twice instead of size - 1 times.
 _SCATTER_BYTES = 64 * 1024
+# Elements per round of a sum: what the sockets buffer, so that nobody needs to copy a backlog.
+_CHUNK = 32768
 
 
 class TcpCommunicator:
@@ -58,12 +60,8 @@ class TcpCommunicator:
         if flat.size == 0 or self.size == 1:
             return
         with self._call() as deadline:
-            if self.size == 2 or flat.nbytes < _SCATTER_BYTES:
-                flat[:] = self._sum(flat, [flat] * self.size, deadline)
-            else:
-                parts = np.array_split(flat, self.size)
-                parts[self.rank][:] = self._sum(parts[self.rank], parts, deadline)
-                self._exchange(Kind.ALL_REDUCE, [parts[self.rank]] * self.size, parts, deadline)
+            for start in range(0, flat.size, _CHUNK):
+                self._reduce_chunk(flat[start : start + _CHUNK], deadline)
 
     def all_gather(self, x: NDArray[Any], counts: Sequence[int]) -> NDArray[Any]:
         if len(counts) != self.size or x.shape != (counts[self.rank],):
@@ -101,6 +99,15 @@ class TcpCommunicator:
     def close(self) -> None:
         for peer in self._peers.values():
             peer.close()
+
+    def _reduce_chunk(self, x: NDArray[Any], deadline: float) -> None:
+        if self.size == 2 or x.nbytes < _SCATTER_BYTES:
+            x[:] = self._sum(x, [x] * self.size, deadline)
+            return
+        parts = np.array_split(x, self.size)
+        mine = parts[self.rank]
+        mine[:] = self._sum(mine, parts, deadline)
+        self._exchange(Kind.ALL_REDUCE, [mine] * self.size, parts, deadline)
 
     def _sum(self, mine: NDArray[Any], outgoing: Sequence[NDArray[Any]], deadline: float) -> NDArray[Any]:
         """Send outgoing[r] to rank r; the sum of `mine` and what the others send for it, taken in rank order."""

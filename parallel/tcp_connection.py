@@ -78,7 +78,7 @@ class Connection:
         expected = self._header(kind, x.dtype, self._received, len(payload))
         self._received += 1
         header = bytearray(_HEADER.size)
-        views = _advance([memoryview(header), payload], 0)
+        views = [memoryview(header), payload]
         missing = _HEADER.size + len(payload)
         while missing:
             count = self._read(views, deadline)
@@ -206,10 +206,9 @@ def _bytes_of(x: NDArray[Any]) -> memoryview:
 
 
 def _advance(views: Sequence[memoryview], count: int) -> list[memoryview]:
-    """The views without their first `count` bytes and without empty ones."""
-    rest = []
-    for view in views:
+    """The views without their first `count` bytes."""
+    for index, view in enumerate(views):
         if count < len(view):
-            rest.append(view[count:])
-        count = max(0, count - len(view))
-    return rest
+            return [view[count:], *views[index + 1 :]]
+        count -= len(view)
+    return []

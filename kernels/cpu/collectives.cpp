@@ -1,8 +1,10 @@
 // Python bindings of the collectives over shared memory: threads of one process and processes of one node.
+#include <fcntl.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <memory>
 #include <vector>

@@ -5,8 +5,6 @@
 // reached by every rank only after it has read the slot: so one meeting per chunk is enough.
 #pragma once
 
-#include <fcntl.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +12,7 @@
 #include <string>
 #include <type_traits>
 
+#include "pulse.h"
 #include "region.h"
 
 namespace tinycluster {
@@ -31,12 +30,13 @@ inline const char* name_of(Call call) {
 
 class Group {
  public:
-  // `fd` is the region's file, opened by this rank alone, or -1. A lock on byte `rank` of it says that the rank lives:
-  // the kernel drops it with the process, however that ended.
+  // `fd` is the region's file, opened by this rank alone, or -1; the caller keeps it open.
   Group(Region region, std::size_t rank, double timeout_s, double spin_us, int fd)
-      : region_(region), rank_(rank), timeout_s_(timeout_s), spin_(static_cast<std::int64_t>(spin_us * 1e3)), fd_(fd) {
-    struct flock lock = byte_of(rank);
-    if (fd_ >= 0 && fcntl(fd_, F_OFD_SETLK, &lock) != 0) fd_ = -1;
+      : region_(region),
+        rank_(rank),
+        timeout_s_(timeout_s),
+        spin_(static_cast<std::int64_t>(spin_us * 1e3)),
+        pulse_(fd, rank) {
     Presence absent = Presence::absent;
     if (!region_.state(rank).presence.compare_exchange_strong(absent, Presence::attached))
       throw GroupError("rank " + std::to_string(rank) + " is already taken in this group");
@@ -243,7 +243,7 @@ class Group {
     for (std::size_t r = 0; r < size(); ++r) {
       if (arrived(r)) continue;
       const Presence presence = region_.state(r).presence.load();
-      const bool gone = presence == Presence::left || (presence == Presence::attached && died(r));
+      const bool gone = presence == Presence::left || (presence == Presence::attached && pulse_.has_stopped(r));
       // It may have arrived and left since the first look.
       if (gone && !arrived(r))
         fail("rank " + std::to_string(r) + (presence == Presence::left ? " left" : " died") + " while rank " +
@@ -278,20 +278,6 @@ class Group {
            std::to_string(what << 8 >> 8) + " bytes";
   }
 
-  static struct flock byte_of(std::size_t rank) {
-    struct flock lock{};
-    lock.l_type = F_WRLCK;
-    lock.l_whence = SEEK_SET;
-    lock.l_start = static_cast<off_t>(rank);
-    lock.l_len = 1;
-    return lock;
-  }
-
-  bool died(std::size_t rank) const {
-    struct flock lock = byte_of(rank);
-    return fd_ >= 0 && fcntl(fd_, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
-  }
-
   void ring_all() {
     region_.header().bell.ring_always();
     for (std::size_t from = 0; from < size(); ++from)
@@ -302,7 +288,7 @@ class Group {
   std::size_t rank_;
   double timeout_s_;
   std::chrono::nanoseconds spin_;
-  int fd_;
+  Pulse pulse_;
   std::uint64_t meetings_ = 0;
   std::uint64_t use_ = 0;
 };
