@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable
+from typing import TextIO
 
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.generation import Delta
 from tinycluster.engine.request import SamplingParams
+from tinycluster.serve.console import own_stdout
 from tinycluster.serve.llm import LLM, completion_of
 from tinycluster.serve.progress import Bars
 
 
 def generate(settings: Settings, prompt: str, sampling: SamplingParams, *, raw: bool, as_json: bool) -> None:
     """Print the answer of the settings' first model as it comes, or one JSON object at the end."""
-    with Bars() as bars:
-        llm = LLM(settings, progress=bars)
-    with llm:
-        prompt_token_ids = encode_prompt(llm, prompt, raw=raw)
-        if as_json:
-            print(json.dumps(report(llm, prompt_token_ids, sampling), ensure_ascii=False))
-        else:
-            print_as_it_comes(llm.engine.submit(prompt_token_ids, sampling))
+    with own_stdout() as out:
+        with Bars() as bars:
+            llm = LLM(settings, progress=bars)
+        with llm:
+            prompt_token_ids = encode_prompt(llm, prompt, raw=raw)
+            if as_json:
+                print(json.dumps(report(llm, prompt_token_ids, sampling), ensure_ascii=False), file=out)
+            else:
+                print_as_it_comes(llm.engine.submit(prompt_token_ids, sampling), out)
 
 
 def encode_prompt(llm: LLM, prompt: str, *, raw: bool) -> list[int]:
@@ -32,11 +34,11 @@ def encode_prompt(llm: LLM, prompt: str, *, raw: bool) -> list[int]:
     return llm.engine.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
 
 
-def print_as_it_comes(deltas: Iterable[Delta]) -> None:
+def print_as_it_comes(deltas: Iterable[Delta], out: TextIO) -> None:
     for delta in deltas:
-        sys.stdout.write(delta.text)
-        sys.stdout.flush()
-    print()
+        out.write(delta.text)
+        out.flush()
+    print(file=out)
 
 
 def report(llm: LLM, prompt_token_ids: list[int], sampling: SamplingParams) -> dict[str, object]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import TextIO
 
 from tinycluster.cluster.config import Settings
-from tinycluster.cluster.driver import Engine
 from tinycluster.cluster.launch import NewProgress, start_engine
 from tinycluster.engine.errors import UnavailableError
 from tinycluster.serve.app import create_app
@@ -48,20 +47,20 @@ def stop_on_signals() -> Iterator[None]:
 
 
 class Failure:
-    """The first engine failure; the main thread waits for it."""
+    """The first engine failure; somebody waits for it."""
 
     def __init__(self) -> None:
         self._happened = threading.Event()
-        self._error: UnavailableError | None = None
+        self.error: UnavailableError | None = None
 
     def report(self, error: UnavailableError) -> None:
-        self._error = self._error or error
+        self.error = self.error or error
         self._happened.set()
 
     def wait(self) -> UnavailableError:
         self._happened.wait()
-        assert self._error is not None
-        return self._error
+        assert self.error is not None
+        return self.error
 
 
 def start_engines(
@@ -76,7 +75,7 @@ def start_engines(
         return engines.pop_all()
 
 
-def serve_local(settings: Settings, progress: NewProgress) -> None:
+def serve_local(settings: Settings, progress: NewProgress, out: TextIO) -> None:
     """Serve until a signal (StopSignal) or until a rank is lost (UnavailableError)."""
     started_s = time.monotonic()
     failure, registry = Failure(), ModelRegistry()
@@ -87,16 +86,10 @@ def serve_local(settings: Settings, progress: NewProgress) -> None:
         server = HttpServer(create_app(registry), listener)
         running.callback(server.stop)
         server.start()
-        announce(url_of(listener), registry.engines, time.monotonic() - started_s)
+        announce(url_of(listener), registry.words(), time.monotonic() - started_s, out)
         raise failure.wait()
 
 
-def announce(url: str, engines: tuple[Engine, ...], seconds: float) -> None:
+def announce(url: str, models: str, seconds: float, out: TextIO) -> None:
     """The one line on stdout."""
-    models = "; ".join(f"{engine.name}, {mesh_words(engine.mesh.tensor, engine.mesh.pipeline)}" for engine in engines)
-    print(f"ready: {url} ({models}, {seconds:.1f} s)")
-    sys.stdout.flush()
-
-
-def mesh_words(tensor: int, pipeline: int) -> str:
-    return f"tensor {tensor} × pipeline {pipeline}"
+    print(f"ready: {url} ({models}, {seconds:.1f} s)", file=out, flush=True)

@@ -31,3 +31,7 @@ class ModelRegistry:
         if name not in self._engines:
             raise model_not_found(name)
         return self._engines[name]
+
+    def words(self) -> str:
+        """The models and their meshes, for people: "smollm2, tensor 2 × pipeline 1"."""
+        return "; ".join(f"{e.name}, tensor {e.mesh.tensor} × pipeline {e.mesh.pipeline}" for e in self.engines)

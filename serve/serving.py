@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinycluster.cluster.config import Settings
+from tinycluster.serve.console import own_stdout
 from tinycluster.serve.local_server import StopSignal, serve_local, stop_on_signals
 from tinycluster.serve.progress import Bars
 
@@ -17,11 +18,11 @@ def run_server(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    with Bars() as bars:
+    with own_stdout() as out, Bars() as bars:
         if settings.cluster.address == "local":
-            serve_local(settings, bars)
+            serve_local(settings, bars, out)
         else:
             # Local mode must not import Ray.
             from tinycluster.serve.deployment import serve_on_ray
 
-            serve_on_ray(settings, bars)
+            serve_on_ray(settings, bars, out)

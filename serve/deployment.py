@@ -1,0 +1,232 @@
+"""`tinycluster serve` over Ray: a Serve deployment whose replica holds the API, the drivers and, below it, the ranks.
+
+tinycluster serve ──handle──► replica (bundle 0, no CPU) ──actors──► ranks (the bundles of its placement group)
+clients ──HTTP──► replica's own port (front: direct), or Serve's proxy ──► replica (front: proxy)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO
+from uuid import uuid4
+
+from fastapi import FastAPI
+
+from tinycluster.cluster.blueprint import draw
+from tinycluster.cluster.config import Settings
+from tinycluster.cluster.launch import NewProgress
+from tinycluster.cluster.placement import missing, num_cpus_needed, place, replica_bundles
+from tinycluster.cluster.quiet_ray import ray
+from tinycluster.cluster.ray_cluster import join_or_start
+from tinycluster.engine.checkpoint import open_checkpoint
+from tinycluster.engine.errors import ConfigError, PlacementError, UnavailableError
+from tinycluster.engine.source import default_cache_dir, resolve
+from tinycluster.serve.app import create_app
+from tinycluster.serve.console import silence
+from tinycluster.serve.http_server import listen
+from tinycluster.serve.local_server import Failure, announce
+from tinycluster.serve.registry import ModelRegistry
+from tinycluster.serve.replica import LoadingLine, Replica, ReplicaState
+
+# cluster/quiet_ray.py sets what Ray reads from the environment when it is imported, so it comes first.
+from ray import serve  # isort: skip
+
+MAX_ONGOING_REQUESTS = 10_000
+"""Admission is the scheduler's: Serve must not hold requests back (its default is 5)."""
+POLL_S = 0.1
+CALL_TIMEOUT_S = 5.0
+_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
+
+
+def build_app() -> FastAPI:
+    return create_app(ModelRegistry())
+
+
+@serve.ingress(build_app)
+class Ingress:
+    """The deployment. Its methods are called by the command line, its routes by Serve's proxy."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # The decorator sets `self.app` right after this constructor, still before the loop's next turn.
+        asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._replica = Replica(self._settings, self.app, serve.get_replica_context().replica_id.unique_id)  # type: ignore[attr-defined]
+
+    async def state(self) -> ReplicaState:
+        return self._replica.state
+
+    async def failure(self) -> UnavailableError:
+        """Returns when a rank is lost, or when the replica stops."""
+        return await asyncio.to_thread(self._replica.wait_for_failure)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._replica.stop)
+
+    def check_health(self) -> None:
+        """One of several replicas that lost a rank is replaced by Serve; a single one ends the server instead."""
+        if self._settings.server.replicas > 1 and self._replica.failure is not None:
+            raise self._replica.failure
+
+
+def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO) -> None:
+    """Serve until a signal (StopSignal) or until a rank is lost (UnavailableError)."""
+    started_s = time.monotonic()
+    check_before_start(settings, progress)
+    with ExitStack() as quiet, ExitStack() as running:
+        join_or_start(settings)
+        running.callback(ray.shutdown)
+        running.enter_context(serve_running(settings))
+        name = f"tinycluster-{uuid4().hex[:8]}"
+        running.callback(delete, name)
+        running.callback(quiet.enter_context, silence())
+        handle = deploy(settings, name)
+        state = wait_until_ready(settings, handle, progress)
+        url = state.url or proxy_url(settings)
+        announce(url, state.models, time.monotonic() - started_s, out)
+        raise watch(settings, handle)
+
+
+def check_before_start(settings: Settings, progress: NewProgress) -> None:
+    """What can be wrong without Ray: fronts, the port, and every model's files. ConfigError, CheckpointError."""
+    server = settings.server
+    if server.front == "haproxy":
+        raise ConfigError("server.front must be direct or proxy, got haproxy")
+    if server.front == "direct" and server.replicas > 1:
+        raise ConfigError(f"server.front must be proxy for several replicas, got direct and {server.replicas} replicas")
+    listen(server.host, server.port).close()
+    cache_dir = settings.cluster.cache_dir or default_cache_dir()
+    for model in settings.models:
+        path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=progress())
+        timeout_s = settings.cluster.step_timeout_s
+        draw(model, open_checkpoint(path), path=path, cache_dir=cache_dir, step_timeout_s=timeout_s)
+
+
+@contextmanager
+def serve_running(settings: Settings) -> Iterator[None]:
+    """Ray Serve with the proxy that `front` asks for. A Serve that was there before stays; ours is shut down."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    is_ours = _CONTROLLER not in ray.util.list_named_actors(all_namespaces=True)
+    if settings.server.front == "direct":
+        serve.start(proxy_location="Disabled")
+    else:
+        options = {"host": settings.server.host, "port": settings.server.port}
+        serve.start(proxy_location="HeadOnly", http_options=options)
+    try:
+        yield
+    finally:
+        if is_ours:
+            with contextlib.suppress(Exception):
+                serve.shutdown()
+
+
+def deploy(settings: Settings, name: str) -> Any:
+    """The running application's handle. PlacementError after cluster.placement_timeout seconds."""
+    deployment = serve.deployment(
+        Ingress,
+        name="tinycluster",
+        num_replicas=settings.server.replicas,
+        ray_actor_options={"num_cpus": 0},
+        placement_group_bundles=replica_bundles(settings),
+        placement_group_strategy="SPREAD" if any(model.mesh.spread for model in settings.models) else "PACK",
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=2,
+        health_check_period_s=2,
+    )
+    route_prefix = None if settings.server.front == "direct" else "/"
+    target = serve.RunTarget(deployment.bind(settings), name, route_prefix)
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
+    _wait_until_placed(settings, name)
+    return handle
+
+
+def _wait_until_placed(settings: Settings, name: str) -> None:
+    # A replica's constructor returns at once, so an application that is not running yet waits for its places.
+    deadline_s = time.monotonic() + settings.cluster.placement_timeout_s
+    while (status := serve.status().applications[name]).status != "RUNNING":
+        if status.status == "DEPLOY_FAILED":
+            raise UnavailableError(f"Ray Serve could not start the server: {status.message.splitlines()[-1]}")
+        if time.monotonic() > deadline_s:
+            raise PlacementError(f"{_lack(settings)}; waited {settings.cluster.placement_timeout_s:g} s")
+        time.sleep(POLL_S)
+
+
+def _lack(settings: Settings) -> str:
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    for model in settings.models:
+        if (lack := missing(place(model), cpus)) is not None:
+            return f"{model.name}: {lack}"
+    free = ray.available_resources().get("CPU", 0.0)
+    return f"the models need {num_cpus_needed(settings)} CPUs and {free:g} are free"
+
+
+def wait_until_ready(settings: Settings, handle: Any, progress: NewProgress) -> ReplicaState:
+    """Show every replica's loading until all have settled; raise the error of one that failed."""
+    settled: dict[str, ReplicaState] = {}
+    shown: dict[tuple[str, int], tuple[LoadingLine, Any]] = {}
+    while len(settled) < settings.server.replicas:
+        state: ReplicaState = _call(handle.state)
+        for index, line in enumerate(state.lines):
+            _show(shown, (state.replica_id, index), line, progress)
+        if state.error is not None:
+            raise state.error
+        if state.is_settled:
+            settled[state.replica_id] = state
+        else:
+            time.sleep(POLL_S)
+    return next(iter(settled.values()))
+
+
+def _show(shown: dict[Any, Any], key: tuple[str, int], line: LoadingLine, progress: NewProgress) -> None:
+    if not line.label:
+        return
+    if key not in shown:
+        shown[key] = (LoadingLine(), progress())
+        shown[key][1].start(line.label, line.total_bytes)
+    seen, bar = shown[key]
+    bar.advance(line.done_bytes - seen.done_bytes)
+    if line.is_finished and not seen.is_finished:
+        bar.finish()
+    shown[key] = (line, bar)
+
+
+def proxy_url(settings: Settings) -> str:
+    return f"http://{settings.server.host}:{settings.server.port}"
+
+
+def watch(settings: Settings, handle: Any) -> UnavailableError:
+    """Wait for the end of a single replica; of several, Serve replaces the one that fails."""
+    failure = Failure()
+
+    def ask() -> None:
+        try:
+            failure.report(handle.failure.remote().result())
+        except Exception:
+            failure.report(UnavailableError("the replica's process ended; restart the server"))
+
+    if settings.server.replicas == 1:
+        threading.Thread(target=ask, name="watch", daemon=True).start()
+    return failure.wait()
+
+
+def delete(name: str) -> None:
+    """Stop the replica, then delete the application. What is gone already is no error."""
+    with contextlib.suppress(Exception):
+        _call(serve.get_app_handle(name).stop)
+    with contextlib.suppress(Exception):
+        serve.delete(name)
+
+
+def _call(method: Any) -> Any:
+    try:
+        return method.remote().result(timeout_s=CALL_TIMEOUT_S)
+    except (ray.exceptions.RayError, TimeoutError):
+        raise UnavailableError("the replica does not answer; it may have run out of memory") from None
