@@ -22,7 +22,7 @@ from tinycluster.cluster.generation import Generation as Generation
 from tinycluster.cluster.generation import HandOver, TextAssembler
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, READY_WINDOW_S, SilentRank, Watch
 from tinycluster.cluster.messages import RankFailure
-from tinycluster.cluster.ranks import RankEvent, RankLost, Ranks
+from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
 from tinycluster.engine.detokenizer import Detokenizer
 from tinycluster.engine.errors import QueueFullError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
@@ -34,8 +34,6 @@ from tinycluster.parallel.mesh import Mesh
 log = logging.getLogger(__name__)
 
 OnFailure = Callable[[UnavailableError], None]
-_CAUSE_WAIT_S = 0.3
-"""A rank whose neighbour died may be heard before the neighbour's end: wait this long for the cause itself."""
 _SEED_BITS = 64
 
 
@@ -58,7 +56,7 @@ class Engine:
         model: ModelCard,
         scheduler: Scheduler,
         ranks: Ranks,
-        inbox: queue.SimpleQueue[RankEvent | None],
+        inbox: Inbox,
         *,
         step_timeout_s: float,
         on_failure: OnFailure | None = None,
@@ -109,6 +107,11 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         return self._scheduler.num_waiting
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a request has lost its blocks to another since the start."""
+        return self._scheduler.num_preemptions
 
     def submit(self, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Generation:
         """Queue a request. RequestError, ContextLengthError, QueueFullError or UnavailableError at once."""
@@ -200,7 +203,9 @@ class Engine:
                 with self._lock:
                     outputs += self._scheduler.update(event.message)
             elif isinstance(event.message, RankFailure | RankLost):
-                self._lose_rank([*events, *self._more_events()])
+                cause = cause_of(events, self._inbox)
+                self._blame(cause.rank, cause.sentence)
+                break
         return outputs
 
     def _fill(self) -> None:
@@ -238,24 +243,6 @@ class Engine:
             late = f"step {verdict.step_id} did not end within {verdict.late_s:.0f} s"
             self._fail(UnavailableError(f"{self.name}: {late}; look for an overloaded node, then restart the server"))
 
-    def _more_events(self) -> list[RankEvent]:
-        events, deadline_s = [], time.monotonic() + _CAUSE_WAIT_S
-        while (remaining_s := deadline_s - time.monotonic()) > 0:
-            try:
-                event = self._inbox.get(timeout=remaining_s)
-            except queue.Empty:
-                break
-            if event is not None:
-                events.append(event)
-        return events
-
-    def _lose_rank(self, events: list[RankEvent]) -> None:
-        """Name the cause: an end without a word before a failure of its own, before the complaint about a neighbour."""
-        blamed = [(_blame_order(event), event) for event in events if _blame_order(event) is not None]
-        event = min(blamed, key=lambda pair: pair[0] or 0)[1]
-        assert isinstance(event.message, RankFailure | RankLost)
-        self._blame(event.rank, event.message.sentence)
-
     def _blame(self, rank: int, sentence: str) -> None:
         self._fail(UnavailableError(f"{self.name} lost {self._ranks.name(rank)}: {sentence}; restart the server"))
 
@@ -279,11 +266,3 @@ class Engine:
         hand_over = HandOver()
         hand_over.put(generation, item)
         hand_over.flush()
-
-
-def _blame_order(event: RankEvent) -> int | None:
-    if isinstance(event.message, RankLost):
-        return 0
-    if isinstance(event.message, RankFailure):
-        return 2 if event.message.is_consequence else 1
-    return None

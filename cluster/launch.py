@@ -12,7 +12,7 @@ from tinycluster.cluster.driver import Engine, ModelCard, OnFailure
 from tinycluster.cluster.health import SILENCE_LIMIT_S
 from tinycluster.cluster.local import LocalRanks
 from tinycluster.cluster.messages import LoadProgress, RankFailure, Ready
-from tinycluster.cluster.ranks import RankEvent, RankLost, Ranks
+from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
 from tinycluster.engine.errors import UnavailableError
@@ -22,7 +22,6 @@ from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.source import default_cache_dir as default_cache_dir
 from tinycluster.engine.source import resolve
 
-Inbox = queue.SimpleQueue[RankEvent | None]
 NewProgress = Callable[[], Progress]
 """Gives one line of progress: one for the download and one for every rank that loads."""
 
@@ -82,7 +81,7 @@ def _await_ready(ranks: Ranks, inbox: Inbox, progress: NewProgress) -> None:
     while waiting:
         event = _next_event(inbox)
         if event is not None:
-            _check_loading(ranks, event)
+            _check_loading(ranks, event, inbox)
             if event.rank in waiting:
                 waiting[event.rank] = time.monotonic()
             if isinstance(event.message, LoadProgress):
@@ -102,9 +101,10 @@ def _next_event(inbox: Inbox) -> RankEvent | None:
         return None
 
 
-def _check_loading(ranks: Ranks, event: RankEvent) -> None:
+def _check_loading(ranks: Ranks, event: RankEvent, inbox: Inbox) -> None:
     if isinstance(event.message, RankFailure | RankLost):
-        raise UnavailableError(f"{ranks.name(event.rank)} did not start: {event.message.sentence}")
+        cause = cause_of([event], inbox)
+        raise UnavailableError(f"{ranks.name(cause.rank)} did not start: {cause.sentence}")
 
 
 def _check_silence(ranks: Ranks, waiting: dict[int, float]) -> None:

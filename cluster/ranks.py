@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import queue
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tinycluster.cluster.messages import Message
+from tinycluster.cluster.messages import Message, RankFailure
+
+_CAUSE_WAIT_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class RankEvent:
     message: Message | RankLost
 
 
+Inbox = queue.SimpleQueue[RankEvent | None]
+"""The driver's events; None only wakes it."""
 Deliver = Callable[[RankEvent], None]
 """Takes events from any thread; it never blocks."""
 
@@ -50,3 +56,40 @@ class Ranks(Protocol):
     def close(self) -> None:
         """End every rank, whatever it does, within a few seconds. May be called twice."""
         ...
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The rank that is to blame."""
+
+    rank: int
+    sentence: str
+
+
+def cause_of(events: Sequence[RankEvent], inbox: Inbox) -> Cause:
+    """Who is to blame when `events` hold the end of a rank.
+
+    An end without a word comes before a failure of the rank's own, and that before the complaint about a neighbour. A
+    complaint may be heard before the neighbour's end, so then the inbox is read for a moment longer.
+    """
+    causes = [_as_cause(event) for event in events]
+    deadline_s = time.monotonic() + _CAUSE_WAIT_S
+    while min(order for order, _ in causes) == _COMPLAINT and (wait_s := deadline_s - time.monotonic()) > 0:
+        try:
+            event = inbox.get(timeout=wait_s)
+        except queue.Empty:
+            break
+        if event is not None:
+            causes.append(_as_cause(event))
+    return min(causes, key=lambda pair: pair[0])[1]
+
+
+_COMPLAINT = 2
+
+
+def _as_cause(event: RankEvent) -> tuple[int, Cause]:
+    if isinstance(event.message, RankLost):
+        return 0, Cause(event.rank, event.message.sentence)
+    if isinstance(event.message, RankFailure):
+        return _COMPLAINT if event.message.is_consequence else 1, Cause(event.rank, event.message.sentence)
+    return 3, Cause(event.rank, "")
