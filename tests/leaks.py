@@ -1,4 +1,4 @@
-"""What a test session may leave behind on the machine: shared memory, processes, files. Linux; nothing is seen elsewhere."""
+"""What a test session may leave behind on the machine: shared memory, processes (both on Linux only) and files."""
 
 from __future__ import annotations
 

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress
-from rich.table import Table
 
 from tinycluster.engine.errors import TinyclusterError
 
@@ -34,7 +33,7 @@ def progress_bar(label: str, total: int, *, hidden: bool) -> Iterator[Callable[[
         yield lambda steps: progress.advance(task, steps)
 
 
-def print_result(result: dict[str, Any], table: Callable[[dict[str, Any]], Table], *, as_json: bool) -> None:
+def print_result(result: dict[str, Any], table: Callable[[dict[str, Any]], RenderableType], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result))
     else:

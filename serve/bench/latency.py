@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.console import Group
 
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.batch import BatchTiming, Lengths, Submitter, draw_prompts, run_batch, title
@@ -79,7 +79,7 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--batch-size takes whole numbers between commas, got {text!r}") from error
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Group:
     names = [name for name in result["results"][0] if name.endswith(("_tokens_per_s", "_ms"))]
     rows = [[str(row["batch_size"]), *(f"{row[name]:,.1f}" for name in names)] for row in result["results"]]
     return table_of(title(result), ["batch size", *map(_column, names)], rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 
 from tinycluster.engine.checkpoint import Checkpoint
 from tinycluster.engine.errors import ConfigError
@@ -108,7 +108,7 @@ def _row(weights: WeightsFormat, measured: Perplexity, reference: Perplexity, se
     }
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Group:
     title = f"{result['checkpoint']}: {result['text']}, {result['num_tokens']} tokens, windows of {result['window']}"
     rows = [
         [

@@ -66,10 +66,11 @@ def _draw(axes: Axes, metric: Metric, values_ms: Sequence[float], percentiles: S
     axes.hist(values, bins=_bins(values).tolist(), color="#4393c3", edgecolor="white", linewidth=0.4)
     if _has_wide_tail(values):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
     for color, percentile in zip(PERCENTILE_COLORS, sorted(percentiles), strict=False):
         at_ms = float(np.percentile(values, percentile))
         axes.axvline(at_ms, color=color, linewidth=1.6, linestyle="--", label=_label(percentile, at_ms))
-    axes.legend(title=f"{len(values):,} samples", fontsize=9, title_fontsize=9)
+    axes.legend(title=f"{len(values):,} samples", fontsize=9, title_fontsize=9, framealpha=1)
     axes.margins(y=0.08)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from tinycluster.serve.bench.metrics import METRICS
 
@@ -32,12 +33,10 @@ FIGURES = (
 
 
 def load_title(result: Mapping[str, Any]) -> str:
-    """The model and the load in one line: `smollm2: 100 random prompts, rate inf, concurrency 8`."""
-    concurrency = result["max_concurrency"] or "open"
-    return (
-        f"{result['model']}: {result['num_prompts']} {result['dataset_name']} prompts, "
-        f"rate {result['request_rate']}, concurrency {concurrency}"
-    )
+    """The model and the load in one line: `smollm2: 100 random prompts, 4 requests/s, at most 8 at once`."""
+    rate = "all due at once" if result["request_rate"] == "inf" else f"{result['request_rate']:g} requests/s"
+    limit = f"at most {result['max_concurrency']} at once" if result["max_concurrency"] else "open loop"
+    return f"{result['model']}: {result['num_prompts']} {result['dataset_name']} prompts, {rate}, {limit}"
 
 
 def print_load(console: Console, result: Mapping[str, Any]) -> None:
@@ -53,21 +52,21 @@ def print_load(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"{count} failed: {reason}", markup=False, style="red")
 
 
-def _latency_table(result: Mapping[str, Any]) -> Table:
+def _latency_table(result: Mapping[str, Any]) -> Group:
     metrics = [metric for metric in METRICS if f"mean_{metric}_ms" in result]
     statistics = [name.removesuffix(f"_{metrics[0]}_ms") for name in result if name.endswith(f"_{metrics[0]}_ms")]
     rows = [
         [METRIC_TITLES[metric], *(f"{result[f'{statistic}_{metric}_ms']:,.2f}" for statistic in statistics)]
         for metric in metrics
     ]
-    return table_of("", ["ms", *statistics], rows)
+    return table_of("Milliseconds", ["", *statistics], rows)
 
 
-def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A plain table; every column but the first is a number."""
-    table = Table(*columns, title=title, title_justify="left")
+def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+    """A line above a plain table; every column but the first is a number. A table's own title would be wrapped."""
+    table = Table(*columns)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    return table
+    return Group(Text(title), table)

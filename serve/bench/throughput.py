@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.console import Group
 
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.batch import BatchTiming, Lengths, Submitter, draw_prompts, run_batch, title
@@ -79,7 +79,7 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: dict[str, Any]) -> Group:
     rows = [
         [
             f"{kind.capitalize()} tokens/s",

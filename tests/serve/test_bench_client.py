@@ -4,44 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import selectors
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
+from tests.serve.virtual_time import in_virtual_time
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.client import Answer, EventReader, Target, run_load
 from tinycluster.serve.bench.metrics import Record, peak_concurrency
 from tinycluster.serve.bench.workload import BenchRequest
-
-Result = TypeVar("Result")
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer instead of waiting for it."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-        super().__init__(_Jumping(self))
-
-    def time(self) -> float:
-        return self.now_s
-
-
-class _Jumping(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
-    def __init__(self, loop: VirtualTimeLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> Any:
-        self._loop.now_s += timeout or 0.0
-        return super().select(0)
-
-
-def in_virtual_time(main: Coroutine[Any, Any, Result]) -> Result:
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(main)
 
 
 async def serve_for(seconds: float, arrivals_s: tuple[float, ...], limit: int | None) -> tuple[list[Record], float]:
