@@ -102,14 +102,21 @@ def connect(address: tuple[str, int], credentials: Credentials, rank: int, *, ti
         raise ChannelClosedError(f"no connection to the driver at {address[0]}:{address[1]}: {error}") from None
     connection.settimeout(None)
     channel = TcpChannel(connection, epoch=credentials.epoch)
+    try:
+        _prove(channel, credentials, rank, timeout_s)
+    except ChannelClosedError:
+        channel.close()
+        raise
+    return channel
+
+
+def _prove(channel: TcpChannel, credentials: Credentials, rank: int, timeout_s: float) -> None:
     challenge = channel.receive(timeout_s)
     if not isinstance(challenge, Challenge):
         raise ChannelClosedError("the driver sent no challenge")
     nonce = secrets.token_bytes(32)
-    proof = credentials.proof("rank", rank, challenge.nonce + nonce)
-    channel.send(Hello(rank, nonce, proof))
+    channel.send(Hello(rank, nonce, credentials.proof("rank", rank, challenge.nonce + nonce)))
     welcome = channel.receive(timeout_s)
     expected = credentials.proof("driver", rank, nonce + challenge.nonce)
     if not isinstance(welcome, Welcome) or not hmac.compare_digest(expected, welcome.proof):
         raise ChannelClosedError("the driver does not prove the secret, version and model")
-    return channel
