@@ -24,7 +24,7 @@ CHUNK_BYTES = 1 << 20
 POLL_S = 0.2
 DIGEST_FILE = "wheel.sha256"
 UNREACHABLE = re.compile(
-    "connection broken|connection error|Could not fetch URL|not a trusted or secure host|timed out"
+    "connection broken by|: connection error: |confirming the ssl certificate|not a trusted or secure host|timed out"
 )
 
 
@@ -82,8 +82,8 @@ def _download(pin: WheelPin, work: Path, progress: Progress) -> Path:
     target.mkdir()
     scratch.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    # pip names an unreachable index only when it is verbose.
-    command += ["--verbose", "--no-input", "--disable-pip-version-check", "--dest", str(target)]
+    # pip names an unreachable index only when it is very verbose.
+    command += ["-vv", "--no-input", "--disable-pip-version-check", "--dest", str(target)]
     command.append(f"{pin.name}=={pin.version}")
     progress.start(f"downloading {pin.name} {pin.version}", None)
     try:

@@ -113,6 +113,12 @@ def test_a_stop_string_is_kept_when_asked_and_nothing_follows_it() -> None:
     assert stream(SENTENCEPIECE, [*b"xabab"], detokenizer) == ["x", "", "ab", "", "", ""]
 
 
+def test_of_two_stop_strings_that_end_together_the_longer_one_counts() -> None:
+    detokenizer = Detokenizer(SENTENCEPIECE, ("bc", "abc"), False)
+    assert stream(SENTENCEPIECE, [*b"xabc"], detokenizer) == ["x", "", "", "", ""]
+    assert detokenizer.stopped_by == "abc"
+
+
 def test_the_leading_space_of_sentencepiece_text_is_dropped_once() -> None:
     space_a = 256 + PIECES.index("▁a")
     detokenizer = Detokenizer(SENTENCEPIECE, (), False)
