@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,9 +19,10 @@ from tinycluster.engine.request import SamplingParams
 from tinycluster.serve.bench.client import Clock
 from tinycluster.serve.bench.console import progress_bar
 from tinycluster.serve.bench.workload import LengthRange, PromptSource, random_requests
+from tinycluster.serve.progress import Bars
 
 if TYPE_CHECKING:
-    from tinycluster.cluster.config import ModelSettings, Settings
+    from tinycluster.cluster.config import Settings
     from tinycluster.cluster.driver import Generation
 
 Prompts = Sequence[Sequence[int]]
@@ -112,36 +112,6 @@ def draw_prompts(rng: np.random.Generator, vocab_size: int, num_prompts: int, in
     return [request.prompt for request in requests if not isinstance(request.prompt, str)]
 
 
-@dataclass(frozen=True)
-class MeshFlags:
-    """What the command line changes of the configuration file; None leaves it as it is."""
-
-    local: bool = False
-    tensor: int | None = None
-    pipeline: int | None = None
-    weights: str | None = None
-    sets: tuple[str, ...] = ()
-
-    def overrides(self) -> dict[str, Any]:
-        from tinycluster.cluster.config import parse_override
-
-        flags = {"mesh.tensor": self.tensor, "mesh.pipeline": self.pipeline, "weights": self.weights}
-        flags["cluster.address"] = "local" if self.local else None
-        given = {name: value for name, value in flags.items() if value is not None}
-        return given | dict(parse_override(text) for text in self.sets)
-
-
-def choose_settings(config: Path, flags: MeshFlags, model: str | None) -> tuple[ModelSettings, Settings]:
-    """The model of a configuration file by its name, or the first. ConfigError."""
-    from tinycluster.cluster.config import load_settings
-
-    settings = load_settings(config, flags.overrides())
-    by_name = {entry.name: entry for entry in settings.models}
-    if model is not None and model not in by_name:
-        raise ConfigError(f"{config} has no model named {model}; it has {', '.join(by_name)}")
-    return by_name[model] if model is not None else settings.models[0], settings
-
-
 class EngineOptions(Protocol):
     @property
     def lengths(self) -> Lengths: ...
@@ -159,24 +129,23 @@ class Run(Protocol[Options]):
 
 
 def measure(
-    config: Path, model: str | None, flags: MeshFlags, options: Options, run: Run[Options], *, hidden: bool
+    settings: Settings, model: str | None, options: Options, run: Run[Options], *, hidden: bool
 ) -> dict[str, Any]:
     """Start one model's engine, run a benchmark on it, and say in front of the figures what was measured."""
-    from tinycluster.cluster.launch import start_engine
+    from tinycluster.serve.llm import LLM
 
-    model_settings, settings = choose_settings(config, flags, model)
-    engine = start_engine(model_settings, settings)
-    try:
+    with Bars() as bars:
+        llm = LLM(settings, model=model, progress=bars)
+    with llm:
+        engine = llm.engine
         options.lengths.check(engine.max_model_len)
         with progress_bar("batches", options.num_batches, hidden=hidden) as on_done:
             figures = asyncio.run(
                 run(engine, options, vocab_size=engine.vocab_size, clock=time.perf_counter, on_done=on_done)
             )
-    finally:
-        engine.close()
     return {
         "model": engine.name,
-        "weights": model_settings.weights,
+        "weights": next(entry.weights for entry in settings.models if entry.name == engine.name),
         "mesh": {"tensor": engine.mesh.tensor, "pipeline": engine.mesh.pipeline},
         "address": settings.cluster.address,
         "input_len": options.lengths.input_len,

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tinycluster.engine.errors import ConfigError, UnavailableError
+from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.metrics import Record
 from tinycluster.serve.bench.workload import BenchRequest
 
@@ -172,14 +172,14 @@ def open_http(base_url: str, *, max_concurrency: int | None, timeout_s: float) -
 
 
 async def served_models(http: httpx.AsyncClient) -> tuple[Mapping[str, Any], ...]:
-    """The entries of `/v1/models`; UnavailableError where no server answers, nothing where it has no such route."""
+    """The entries of `/v1/models`; ConfigError where no server answers, nothing where it has no such route."""
     try:
         response = await http.get("/v1/models")
         return tuple(response.json()["data"]) if response.is_success else ()
     except httpx.TransportError as error:
-        raise UnavailableError(f"no server answers at {http.base_url}: {_reason(error)}") from error
+        raise ConfigError(f"no server answers at {http.base_url}: {_reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UnavailableError(f"{http.base_url} does not speak the OpenAI API: /v1/models holds no list") from error
+        raise ConfigError(f"{http.base_url} does not speak the OpenAI API: /v1/models holds no list") from error
 
 
 async def run_load(

@@ -5,16 +5,26 @@ Imports of what does the work stand inside the commands, so that `--help` and co
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinycluster.serve.bench.console import print_result, progress_bar, user_errors
+from tinycluster.serve.console import own_stdout
+from tinycluster.serve.options import (
+    ConfigArgument,
+    LocalOption,
+    PipelineOption,
+    SetOption,
+    TensorOption,
+    WeightsOption,
+    load,
+    mesh_overrides,
+)
 
 if TYPE_CHECKING:
     from tinycluster.serve.bench.load import LoadOptions
@@ -64,10 +74,7 @@ def serve(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of tables."),
 ) -> None:
     """Load an OpenAI-compatible server and measure TTFT, TPOT, ITL, end-to-end latency and throughput."""
-    given = dict(locals())
-    with user_errors():
-        result = _run_load(given)
-    if result["completed"] == 0:
+    if _run_load(dict(locals()))["completed"] == 0:
         raise typer.Exit(1)
 
 
@@ -75,27 +82,23 @@ def _run_load(given: Mapping[str, Any]) -> Mapping[str, Any]:
     import asyncio
     import time
 
-    from rich.console import Console
-
+    from tinycluster.serve.bench.console import print_result, progress_bar
     from tinycluster.serve.bench.load import run, save_result
     from tinycluster.serve.bench.plot import check_plot, plot_latencies
-    from tinycluster.serve.bench.report import print_load
+    from tinycluster.serve.bench.report import load_table
 
     options = _load_options(given)
     if given["plot"] is not None:
         check_plot(given["plot"])
     with progress_bar("requests", options.num_prompts, hidden=given["as_json"]) as on_done:
-        load = asyncio.run(run(options, clock=time.perf_counter, on_done=on_done))
-    if given["as_json"]:
-        typer.echo(json.dumps(load.summary))
-    else:
-        print_load(Console(), load.summary)
+        outcome = asyncio.run(run(options, clock=time.perf_counter, on_done=on_done))
+    print_result(sys.stdout, outcome.summary, load_table, as_json=given["as_json"])
     if given["save_result"]:
-        path = save_result(load.summary, given["result_dir"], given["result_filename"])
+        path = save_result(outcome.summary, given["result_dir"], given["result_filename"])
         typer.echo(f"saved {path}", err=True)
     if given["plot"] is not None:
-        plot_latencies(given["plot"], load.records, load.summary, options.percentiles)
-    return load.summary
+        plot_latencies(given["plot"], outcome.records, outcome.summary, options.percentiles)
+    return outcome.summary
 
 
 def _load_options(given: Mapping[str, Any]) -> LoadOptions:
@@ -119,103 +122,96 @@ def _with_prefix(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
 
 
-CONFIG = typer.Argument(help="The configuration file.")
-MODEL = typer.Option(None, help="Name of the model; by default the first of the file.")
-LOCAL = typer.Option(False, "--local", help="Ranks are threads of this process; no Ray.")
-TENSOR = typer.Option(None, help="Tensor-parallel ranks.")
-PIPELINE = typer.Option(None, help="Pipeline stages.")
-WEIGHTS = typer.Option(None, help="Weight format: stored, f32, bf16, f16, q8 or q4.")
-SET = typer.Option([], "--set", help="Override one setting: key=value.")
-INPUT_LEN = typer.Option(32, help="Tokens per prompt.")
-OUTPUT_LEN = typer.Option(128, help="Tokens per answer.")
-WARMUPS = typer.Option(1, help="Iterations that are not measured.")
-ITERATIONS = typer.Option(5, help="Measured iterations.")
-SEED = typer.Option(0, help="Seed of the prompts.")
-JSON = typer.Option(False, "--json", help="Print one JSON object instead of a table.")
+ModelOption = Annotated[str | None, typer.Option(help="By default the first of the file.")]
+InputLenOption = Annotated[int, typer.Option(help="Tokens per prompt.")]
+OutputLenOption = Annotated[int, typer.Option(help="Tokens per answer.")]
+WarmupsOption = Annotated[int, typer.Option(help="Iterations that are not measured.")]
+IterationsOption = Annotated[int, typer.Option(help="Measured iterations.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the prompts.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
 @bench_app.command()
 def latency(
-    config: Path = CONFIG,
-    model: str | None = MODEL,
-    local: bool = LOCAL,
-    tensor: int | None = TENSOR,
-    pipeline: int | None = PIPELINE,
-    weights: str | None = WEIGHTS,
-    settings: list[str] = SET,
-    batch_size: str = typer.Option("1,4,16", help="Requests per batch; several sizes between commas."),
-    input_len: int = INPUT_LEN,
-    output_len: int = OUTPUT_LEN,
-    num_iters_warmup: int = WARMUPS,
-    num_iters: int = ITERATIONS,
-    metric_percentiles: str = typer.Option("50,90,99", help="Percentiles of a batch's seconds."),
-    seed: int = SEED,
-    as_json: bool = JSON,
+    config: ConfigArgument,
+    model: ModelOption = None,
+    batch_size: Annotated[str, typer.Option(help="Requests per batch; several sizes between commas.")] = "1,4,16",
+    input_len: InputLenOption = 32,
+    output_len: OutputLenOption = 128,
+    num_iters_warmup: WarmupsOption = 1,
+    num_iters: IterationsOption = 5,
+    metric_percentiles: Annotated[str, typer.Option(help="Percentiles of a batch's time.")] = "50,90,99",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    local: LocalOption = False,
+    tensor: TensorOption = None,
+    pipeline: PipelineOption = None,
+    weights: WeightsOption = None,
+    assignments: SetOption = None,
 ) -> None:
     """Measure prefill and decode tokens per second of batches, with an engine in this process."""
     from tinycluster.serve.bench import latency as bench
-    from tinycluster.serve.bench.batch import Lengths, MeshFlags, measure
+    from tinycluster.serve.bench.batch import Lengths, measure
+    from tinycluster.serve.bench.console import print_result
     from tinycluster.serve.bench.metrics import parse_percentiles
 
-    with user_errors():
-        options = bench.LatencyOptions(
-            batch_sizes=bench.parse_batch_sizes(batch_size),
-            lengths=Lengths(input_len, output_len),
-            num_warmups=num_iters_warmup,
-            num_iterations=num_iters,
-            percentiles=parse_percentiles(metric_percentiles),
-            seed=seed,
-        )
-        flags = MeshFlags(local, tensor, pipeline, weights, tuple(settings))
-        result = measure(config, model, flags, options, bench.run, hidden=as_json)
-        print_result(result, bench.table, as_json=as_json)
+    sizes, percentiles = bench.parse_batch_sizes(batch_size), parse_percentiles(metric_percentiles)
+    lengths = Lengths(input_len, output_len)
+    options = bench.LatencyOptions(sizes, lengths, num_iters_warmup, num_iters, percentiles, seed)
+    settings = load(config, mesh_overrides(local, tensor, pipeline, weights), assignments)
+    with own_stdout() as out:
+        result = measure(settings, model, options, bench.run, hidden=as_json)
+        print_result(out, result, bench.table, as_json=as_json)
 
 
 @bench_app.command()
 def throughput(
-    config: Path = CONFIG,
-    model: str | None = MODEL,
-    local: bool = LOCAL,
-    tensor: int | None = TENSOR,
-    pipeline: int | None = PIPELINE,
-    weights: str | None = WEIGHTS,
-    settings: list[str] = SET,
-    num_prompts: int = typer.Option(16, help="Requests at once."),
-    input_len: int = INPUT_LEN,
-    output_len: int = OUTPUT_LEN,
-    num_iters_warmup: int = WARMUPS,
-    num_iters: int = ITERATIONS,
-    seed: int = SEED,
-    as_json: bool = JSON,
+    config: ConfigArgument,
+    model: ModelOption = None,
+    num_prompts: Annotated[int, typer.Option(help="Requests at once.")] = 16,
+    input_len: InputLenOption = 32,
+    output_len: OutputLenOption = 128,
+    num_iters_warmup: WarmupsOption = 1,
+    num_iters: IterationsOption = 5,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    local: LocalOption = False,
+    tensor: TensorOption = None,
+    pipeline: PipelineOption = None,
+    weights: WeightsOption = None,
+    assignments: SetOption = None,
 ) -> None:
     """Measure output tokens per second of many requests at once, and their ratio to one request."""
     from tinycluster.serve.bench import throughput as bench
-    from tinycluster.serve.bench.batch import Lengths, MeshFlags, measure
+    from tinycluster.serve.bench.batch import Lengths, measure
+    from tinycluster.serve.bench.console import print_result
 
-    with user_errors():
-        lengths = Lengths(input_len, output_len)
-        options = bench.ThroughputOptions(num_prompts, lengths, num_iters_warmup, num_iters, seed)
-        flags = MeshFlags(local, tensor, pipeline, weights, tuple(settings))
-        result = measure(config, model, flags, options, bench.run, hidden=as_json)
-        print_result(result, bench.table, as_json=as_json)
+    lengths = Lengths(input_len, output_len)
+    options = bench.ThroughputOptions(num_prompts, lengths, num_iters_warmup, num_iters, seed)
+    settings = load(config, mesh_overrides(local, tensor, pipeline, weights), assignments)
+    with own_stdout() as out:
+        result = measure(settings, model, options, bench.run, hidden=as_json)
+        print_result(out, result, bench.table, as_json=as_json)
 
 
 @bench_app.command()
 def perplexity(
-    config: Path = CONFIG,
-    model: str | None = MODEL,
-    text: Path = typer.Option(Path("tests/serve/data/alice.txt"), help="The text to predict, UTF-8."),
-    weights: str = typer.Option("stored,q8,q4", help="Formats between commas; f32 is always measured first."),
-    window: int = typer.Option(512, help="Tokens of each window; windows do not overlap."),
-    max_tokens: int | None = typer.Option(None, help="Use only the first tokens of the text."),
-    threads: int | None = typer.Option(None, help="Threads; by default every core."),
-    settings: list[str] = SET,
-    as_json: bool = JSON,
+    config: ConfigArgument,
+    model: ModelOption = None,
+    text: Annotated[Path, typer.Option(help="The text to predict, UTF-8.")] = Path("tests/serve/data/alice.txt"),
+    weights: Annotated[str, typer.Option(help="Formats between commas; f32 always comes first.")] = "stored,q8,q4",
+    window: Annotated[int, typer.Option(help="Tokens of each window; windows do not overlap.")] = 512,
+    max_tokens: Annotated[int | None, typer.Option(help="Use only the first tokens of the text.")] = None,
+    threads: Annotated[int | None, typer.Option(help="By default one per core.")] = None,
+    as_json: JsonOption = False,
+    assignments: SetOption = None,
 ) -> None:
     """Measure a text's perplexity under each weight format, against float32 arithmetic on the same weights."""
     from tinycluster.serve.bench import perplexity_formats as bench
+    from tinycluster.serve.bench.console import print_result
 
-    with user_errors():
-        options = bench.PerplexityOptions(text, bench.parse_formats(weights), window, max_tokens, threads)
-        result = bench.run(config, model, tuple(settings), options, hidden=as_json)
-        print_result(result, bench.table, as_json=as_json)
+    options = bench.PerplexityOptions(text, bench.parse_formats(weights), window, max_tokens, threads)
+    settings = load(config, {}, assignments)
+    with own_stdout() as out:
+        result = bench.run(settings, model, options, hidden=as_json)
+        print_result(out, result, bench.table, as_json=as_json)

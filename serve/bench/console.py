@@ -1,27 +1,14 @@
-"""What every benchmark does on the terminal: errors as sentences, progress on standard error, a table or JSON."""
+"""What every benchmark does on the terminal: progress on standard error, a table or JSON on standard output."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
-import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress
-
-from tinycluster.engine.errors import TinyclusterError
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """A mistake of the user's ends the command with one sentence and exit code 2."""
-    try:
-        yield
-    except TinyclusterError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 @contextmanager
@@ -33,8 +20,10 @@ def progress_bar(label: str, total: int, *, hidden: bool) -> Iterator[Callable[[
         yield lambda steps: progress.advance(task, steps)
 
 
-def print_result(result: dict[str, Any], table: Callable[[dict[str, Any]], RenderableType], *, as_json: bool) -> None:
+def print_result(
+    out: TextIO, result: dict[str, Any], render: Callable[[dict[str, Any]], RenderableType], *, as_json: bool
+) -> None:
     if as_json:
-        typer.echo(json.dumps(result))
+        print(json.dumps(result), file=out)
     else:
-        Console().print(table(result))
+        Console(file=out).print(render(result))

@@ -76,7 +76,7 @@ class LoadResult:
 
 
 async def run(options: LoadOptions, *, clock: Clock, on_done: Callable[[int], None] = lambda steps: None) -> LoadResult:
-    """Warm up, run the load once and summarize it. UnavailableError where no server answers."""
+    """Warm up, run the load once and summarize it. ConfigError where no server answers."""
     rng = np.random.default_rng(options.seed)
     arrivals_s = arrival_times(rng, options.num_prompts, options.request_rate, options.burstiness)
     async with open_http(

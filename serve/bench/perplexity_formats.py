@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 
-from tinycluster.engine.checkpoint import Checkpoint
+from tinycluster.cluster.config import Settings
+from tinycluster.cluster.local import num_cores
+from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint, validate
 from tinycluster.engine.errors import ConfigError
-from tinycluster.serve.bench.batch import MeshFlags, choose_settings
+from tinycluster.engine.models.registry import weight_specs
+from tinycluster.engine.source import default_cache_dir, resolve
 from tinycluster.serve.bench.console import progress_bar
 from tinycluster.serve.bench.perplexity import Perplexity, WeightsFormat, load_executor, measure
 from tinycluster.serve.bench.report import table_of
+from tinycluster.serve.progress import Bars
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,9 @@ def parse_formats(text: str) -> tuple[WeightsFormat, ...]:
     return tuple(dict.fromkeys(["f32", *(by_name[name] for name in names)]))
 
 
-def run(
-    config: Path, model_name: str | None, overrides: Sequence[str], options: PerplexityOptions, *, hidden: bool
-) -> dict[str, Any]:
+def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hidden: bool) -> dict[str, Any]:
     """Load the model once per format, one after the other, and measure each. ConfigError, CheckpointError."""
-    checkpoint = _open(config, model_name, overrides)
+    checkpoint = _open(settings, model)
     tokens = read_tokens(checkpoint, options)
     results = []
     with progress_bar("tokens", len(options.formats) * len(tokens), hidden=hidden) as on_tokens:
@@ -56,7 +56,7 @@ def run(
         for weights in options.formats:
             started_s = time.perf_counter()
             executor = load_executor(
-                checkpoint, weights, window=options.window, num_threads=options.threads or os.cpu_count() or 1
+                checkpoint, weights, window=options.window, num_threads=options.threads or num_cores()
             )
             measured = measure(executor, tokens, window=options.window, on_tokens=on_tokens)
             reference = reference or measured
@@ -70,15 +70,14 @@ def run(
     }
 
 
-def _open(config: Path, model_name: str | None, overrides: Sequence[str]) -> Checkpoint:
-    from tinycluster.cluster.launch import NoProgress, default_cache_dir
-    from tinycluster.engine.checkpoint import open_checkpoint, validate
-    from tinycluster.engine.models.registry import weight_specs
-    from tinycluster.engine.source import resolve
-
-    model, settings = choose_settings(config, MeshFlags(sets=tuple(overrides)), model_name)
+def _open(settings: Settings, name: str | None) -> Checkpoint:
+    model = next((entry for entry in settings.models if name in (None, entry.name)), None)
+    if model is None:
+        names = ", ".join(entry.name for entry in settings.models)
+        raise ConfigError(f"the configuration has no model {name!r}; it has {names}")
     cache_dir = settings.cluster.cache_dir or default_cache_dir()
-    path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=NoProgress())
+    with Bars() as bars:
+        path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=bars())
     checkpoint = open_checkpoint(path)
     validate(checkpoint, weight_specs(checkpoint.config))
     return checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -39,17 +39,15 @@ def load_title(result: Mapping[str, Any]) -> str:
     return f"{result['model']}: {result['num_prompts']} {result['dataset_name']} prompts, {rate}, {limit}"
 
 
-def print_load(console: Console, result: Mapping[str, Any]) -> None:
+def load_table(result: Mapping[str, Any]) -> Group:
     """Counts and rates first, then one row of statistics per metric, then the reasons of failures."""
     rows = [
         [title, f"{result[field]:,.{digits}f}", unit]
         for field, title, unit, digits in FIGURES
         if result[field] is not None
     ]
-    console.print(table_of(load_title(result), ["", "", "unit"], rows))
-    console.print(_latency_table(result))
-    for reason, count in result["errors"].items():
-        console.print(f"{count} failed: {reason}", markup=False, style="red")
+    reasons = [Text(f"{count} failed: {reason}", "red") for reason, count in result["errors"].items()]
+    return Group(table_of(load_title(result), ["", "", "unit"], rows), _latency_table(result), *reasons)
 
 
 def _latency_table(result: Mapping[str, Any]) -> Group:

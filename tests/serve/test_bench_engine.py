@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.serve.command_line import Outcome, tinycluster
 from tests.serve.virtual_time import in_virtual_time
 from tinycluster.cluster.generation import Delta
 from tinycluster.engine.errors import ConfigError
 from tinycluster.engine.request import SamplingParams
 from tinycluster.serve.bench import latency, throughput
 from tinycluster.serve.bench.batch import BatchTiming, Lengths, draw_prompts, run_batch
-from tinycluster.serve.bench.commands import bench_app
 
 
 @dataclass
@@ -132,8 +131,8 @@ def config(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def bench(*arguments: str) -> Any:
-    return CliRunner().invoke(bench_app, [*arguments])
+def bench(*arguments: str) -> Outcome:
+    return tinycluster("bench", *arguments)
 
 
 SHORT = ("--input-len", "8", "--output-len", "3", "--num-iters", "1", "--num-iters-warmup", "0")
@@ -141,7 +140,7 @@ SHORT = ("--input-len", "8", "--output-len", "3", "--num-iters", "1", "--num-ite
 
 def test_latency_of_the_real_model_over_two_local_ranks(config: Path) -> None:
     outcome = bench("latency", str(config), "--tensor", "2", "--batch-size", "1,2", *SHORT, "--json")
-    assert outcome.exit_code == 0, outcome.output
+    assert outcome.exit_code == 0, outcome.stderr
     result = json.loads(outcome.stdout)
     assert result["mesh"] == {"tensor": 2, "pipeline": 1}
     assert [row["batch_size"] for row in result["results"]] == [1, 2]
@@ -150,7 +149,7 @@ def test_latency_of_the_real_model_over_two_local_ranks(config: Path) -> None:
 
 def test_throughput_of_the_real_model_prints_a_table_with_the_ratio(config: Path) -> None:
     outcome = bench("throughput", str(config), "--local", "--num-prompts", "3", *SHORT)
-    assert outcome.exit_code == 0, outcome.output
+    assert outcome.exit_code == 0, outcome.stderr
     assert "smollm2 (stored), tensor 1 × pipeline 1, local" in outcome.stdout
     assert "3 requests" in outcome.stdout
     assert "ratio" in outcome.stdout
@@ -159,7 +158,7 @@ def test_throughput_of_the_real_model_prints_a_table_with_the_ratio(config: Path
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--model", "gpt"), "has no model named gpt; it has smollm2"),
+        (("--model", "gpt"), "has no model 'gpt'; it has smollm2"),
         (("--input-len", "250", "--output-len", "10"), "exceed the model's context of 256 tokens"),
         (("--weights", "q5"), "weights must be"),
         (("--set", "limits.max_runing=3"), "the nearest is max_running"),

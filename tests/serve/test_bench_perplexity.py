@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+from tests.serve.command_line import Outcome, tinycluster
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ConfigError
 from tinycluster.kernels.formats import dequantize
 from tinycluster.kernels.program import F32, Batch
-from tinycluster.serve.bench.commands import bench_app
 from tinycluster.serve.bench.perplexity import (
     CHUNK_TOKENS,
     Perplexity,
@@ -135,8 +133,8 @@ def test_q4_is_made_from_weights_that_were_rounded_to_bf16(smollm2_path: Path) -
     assert (rounded != stored).any()
 
 
-def bench(*arguments: str) -> Any:
-    return CliRunner().invoke(bench_app, ["perplexity", *arguments])
+def bench(*arguments: str) -> Outcome:
+    return tinycluster("bench", "perplexity", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +152,7 @@ def test_the_text_has_the_tokens_that_the_comparison_needs(smollm2_path: Path) -
 @pytest.mark.timeout(600)
 def test_integer_formats_of_the_real_model_stay_close_to_float32_arithmetic(config: Path) -> None:
     outcome = bench(str(config), "--text", str(TEXT), "--weights", "stored,q8,q4", "--json")
-    assert outcome.exit_code == 0, outcome.output
+    assert outcome.exit_code == 0, outcome.stderr
     result = json.loads(outcome.stdout)
     assert result["num_tokens"] >= 4000
     change = {row["weights"]: row["relative_to_f32"] for row in result["results"]}
@@ -166,7 +164,7 @@ def test_integer_formats_of_the_real_model_stay_close_to_float32_arithmetic(conf
 
 def test_a_table_names_each_format_with_its_distance_from_float32(config: Path) -> None:
     outcome = bench(str(config), "--text", str(TEXT), "--weights", "stored", "--max-tokens", "20", "--window", "16")
-    assert outcome.exit_code == 0, outcome.output
+    assert outcome.exit_code == 0, outcome.stderr
     assert "alice.txt, 20 tokens, windows of 16" in outcome.stdout
     assert "±" in outcome.stdout
 
