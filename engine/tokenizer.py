@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tinycluster.engine.chat_template import ChatTemplate
 from tinycluster.engine.errors import RequestError
+from tinycluster.engine.foreign_text import ForeignText, pieces
 
 TokenAlphabet = Literal["byte_level", "sentencepiece"]
 SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
@@ -43,7 +44,9 @@ class Tokenizer:
         """Raises DecoderError."""
         self._backend = backend
         self._alphabet, self.strips_leading_space = _decoding(backend)
-        self._special = {token_id: token.special for token_id, token in backend.get_added_tokens_decoder().items()}
+        added = backend.get_added_tokens_decoder()
+        self._special = {token_id: token.special for token_id, token in added.items()}
+        self._foreign = ForeignText(token.content for token in added.values() if token.special)
         self._bytes: dict[int, bytes] = {}
         self._chat_template = chat_template
         self.bos_token_id = bos_token_id
@@ -72,11 +75,29 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """RequestError with param "messages" when the model has no template or the template refuses the messages."""
+        """The prompt of a conversation. Control tokens come from the template alone, never from a message's text.
+
+        RequestError with param "messages" when the model has no template or the template refuses the messages.
+        """
         if self._chat_template is None:
             raise RequestError("this model has no chat template; use the completions endpoint", "messages")
-        text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-        return self.encode(text, add_special_tokens=False)
+        text = self._chat_template.render(
+            self._foreign.mark(messages),
+            add_generation_prompt=add_generation_prompt,
+            tools=None if tools is None else self._foreign.mark(tools),
+        )
+        first, *rest = pieces(text) or [""]
+        ids = self.encode(first, add_special_tokens=False)
+        for piece in rest:
+            ids += self._encode_continuation(piece)
+        return ids
+
+    def _encode_continuation(self, piece: str) -> list[int]:
+        """Encode text that does not begin a text: SentencePiece would put a space in front of it."""
+        if not self.strips_leading_space:
+            return self.encode(piece, add_special_tokens=False)
+        line, ids = self.encode("\n", add_special_tokens=False), self.encode("\n" + piece, add_special_tokens=False)
+        return ids[len(line) :] if ids[: len(line)] == line else self.encode(piece, add_special_tokens=False)
 
     def is_special(self, token_id: int) -> bool:
         """Control tokens, which skip_special_tokens leaves out of decoded text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,27 @@ def test_smollm2s_projections_equal_the_packages_after_undoing_the_permutation(s
             expected = expected.reshape(num_heads, -1, 2, 576).swapaxes(1, 2).reshape(expected.shape)
         answer = checkpoint.read(f"model.layers.7.self_attn.{name}.weight", whole(tensor.shape))
         assert np.array_equal(dequantize(answer), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "slices"),
+    [
+        ("model.embed_tokens.weight", (range(100, 164), range(576))),
+        ("model.layers.3.self_attn.q_proj.weight", (range(64, 128), range(576))),
+        ("model.layers.3.mlp.down_proj.weight", (range(576), range(64, 128))),
+        ("model.layers.3.mlp.down_proj.weight", (range(576), range(70, 130))),
+    ],
+)
+def test_reading_a_slice_takes_memory_for_the_slice_only(
+    smollm2_path: Path, name: str, slices: tuple[range, range]
+) -> None:
+    checkpoint = open_checkpoint(smollm2_path)
+    tracemalloc.start()
+    checkpoint.read(name, slices)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The slice in float32 a few times over, for the steps of taking blocks apart.
+    assert peak_bytes < 4 * 4 * len(slices[0]) * len(slices[1]) + 2**16
 
 
 def test_llama3_rope_scaling_is_recovered_from_its_divisors(tmp_path: Path) -> None:
