@@ -105,7 +105,8 @@ class Worker:
         is_known = isinstance(error, TinyclusterError | CollectiveError | NumericalError)
         if not is_known:
             log.exception("rank %d failed", self._rank)
-        sentence = str(error) if is_known else f"{type(error).__name__}: {error}"
+        first_line = (str(error).splitlines() or [""])[0]
+        sentence = str(error) if is_known else f"{type(error).__name__}: {first_line}"
         failure = RankFailure(self._rank, self._step_id, isinstance(error, CollectiveError), sentence)
         try:
             self.channel.send(failure)

@@ -1,0 +1,139 @@
+"""Ranks as threads: no Ray, clear failures, and an end that leaves no thread."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.cluster.engines import GREEDY, answers, engine_for, prompt_of, read, settings_for
+from tests.parity.random_model import CASES, write_folder
+from tinycluster.cluster import local
+from tinycluster.cluster.launch import start_engine
+from tinycluster.engine.errors import CheckpointError, ConfigError, UnavailableError
+
+WITHOUT_RAY = """
+import sys
+from pathlib import Path
+from tests.cluster.engines import GREEDY, answers, prompt_of
+answers(Path(sys.argv[1]), [prompt_of(5)], GREEDY, mesh={"tensor": 2})
+assert not [name for name in sys.modules if name.split(".")[0] == "ray"], "ray was imported"
+"""
+
+
+def rank_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("rank-", "driver-"))]
+
+
+def test_ray_is_not_imported(tiny_model: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    subprocess.run([sys.executable, "-c", WITHOUT_RAY, str(tiny_model)], cwd=root, check=True)
+
+
+def test_two_engines_live_side_by_side(tiny_model: Path) -> None:
+    expected = answers(tiny_model, [prompt_of(9)], GREEDY)
+    with closing(engine_for(tiny_model)) as one, closing(engine_for(tiny_model, mesh={"tensor": 2})) as other:
+        generations = [engine.submit(prompt_of(9), GREEDY) for engine in (one, other)]
+        assert [read(generation) for generation in generations] == expected * 2
+
+
+def test_closing_ends_every_thread(tiny_model: Path) -> None:
+    with closing(engine_for(tiny_model, mesh={"tensor": 2, "pipeline": 2})):
+        assert len(rank_threads()) == 5
+    assert rank_threads() == []
+
+
+def test_closing_in_the_middle_of_a_step_ends_every_thread(tiny_model: Path) -> None:
+    engine = engine_for(tiny_model, mesh={"tensor": 3})
+    generation = engine.submit(prompt_of(60), GREEDY)
+    engine.close()
+    with pytest.raises(UnavailableError, match="stopping"):
+        list(generation)
+    assert rank_threads() == []
+
+
+def test_loading_is_reported_by_every_rank(tiny_model: Path) -> None:
+    lines: list[Line] = []
+
+    def new_line() -> Line:
+        lines.append(Line())
+        return lines[-1]
+
+    settings = settings_for(tiny_model, mesh={"tensor": 2})
+    start_engine(settings.models[0], settings, progress=new_line).close()
+    loading = [line for line in lines if "loading" in line.label]
+    assert sorted(line.label[:6] for line in loading) == ["rank 0", "rank 1"]
+    assert all(line.num_bytes == line.total_bytes > 0 and line.is_finished for line in loading)
+
+
+class Line:
+    def __init__(self) -> None:
+        self.label, self.num_bytes, self.total_bytes, self.is_finished = "", 0, 0, False
+
+    def start(self, label: str, total_bytes: int | None) -> None:
+        self.label, self.total_bytes = label, total_bytes or 0
+
+    def advance(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+def test_a_rank_that_cannot_load_is_named_and_nothing_is_left(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = local.load_runner
+
+    def fail_on_rank_1(blueprint: Any, rank: int, *arguments: Any, **options: Any) -> Any:
+        if rank == 1:
+            raise MemoryError("no room for weights")
+        return load(blueprint, rank, *arguments, **options)
+
+    monkeypatch.setattr(local, "load_runner", fail_on_rank_1)
+    with pytest.raises(UnavailableError, match=r"rank 1 .*did not start: MemoryError: no room for weights"):
+        engine_for(tiny_model, mesh={"tensor": 2})
+    assert rank_threads() == []
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 2}, {"pipeline": 2}])
+def test_a_number_out_of_range_ends_the_engine_with_a_sentence(tmp_path: Path, mesh: dict[str, int]) -> None:
+    folder = write_folder(tmp_path, CASES["llama_seven_heads"], seed=1)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= np.float32(1e30)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with closing(engine_for(folder, mesh=mesh)) as engine:
+        with pytest.raises(UnavailableError, match=r"rank 0 .*down_proj\.weight: a partial sum is not smaller than"):
+            list(engine.submit(prompt_of(5), GREEDY))
+        engine.close()
+    assert rank_threads() == []
+
+
+def test_a_cache_too_small_for_one_request_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"kv_cache.memory of tiny must be at least \d+ bytes .* 128 tokens, got 1024"
+    ):
+        engine_for(tiny_model, kv_cache={"memory": "1KiB"})
+
+
+def test_layers_that_do_not_add_up_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="add up to the model's 3 layers"):
+        engine_for(tiny_model, mesh={"pipeline": 2, "layers": [1, 1]})
+
+
+def test_a_gpu_is_refused_as_long_as_there_is_no_gpu_code(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="device of tiny must be cpu"):
+        engine_for(tiny_model, device="cuda")
+
+
+def test_a_missing_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        engine_for(tmp_path / "absent")
+    assert rank_threads() == []

@@ -1,0 +1,42 @@
+"""From a plan to packed arrays, against the plan itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinycluster.engine.batch import pack_batch
+from tinycluster.engine.request import PENDING, Row, SamplingParams, StepPlan
+
+
+def row(request_id: int, tokens: tuple[int, ...], position: int, blocks: tuple[int, ...], sample: bool = True) -> Row:
+    return Row(request_id, tokens, position, blocks, sample, SamplingParams(), seed=0)
+
+
+def test_rows_lie_one_after_the_other_with_their_positions_and_blocks() -> None:
+    plan = StepPlan(3, (row(1, (10, 11, 12), 14, (4, 2)), row(2, (20,), 0, (7,)), row(3, (30, 31), 99, (1, 0, 5))))
+    batch = pack_batch(plan, {})
+    assert batch.tokens.tolist() == [10, 11, 12, 20, 30, 31]
+    assert batch.positions.tolist() == [14, 15, 16, 0, 99, 100]
+    assert batch.row_start.tolist() == [0, 3, 4, 6]
+    assert batch.block_tables.tolist() == [[4, 2, 0], [7, 0, 0], [1, 0, 5]]
+    assert batch.output_rows.tolist() == [2, 3, 5]
+    arrays = (batch.tokens, batch.positions, batch.row_start, batch.block_tables, batch.output_rows)
+    assert all(array.dtype == np.int32 and array.flags.c_contiguous for array in arrays)
+
+
+def test_only_sampled_rows_have_outputs() -> None:
+    plan = StepPlan(0, (row(1, (5, 6), 0, (0,), sample=False), row(2, (7,), 3, (1,))))
+    assert pack_batch(plan, {}).output_rows.tolist() == [2]
+    none = StepPlan(0, (row(1, (5, 6), 0, (0,), sample=False),))
+    assert pack_batch(none, {}).output_rows.shape == (0,)
+
+
+def test_a_pending_token_is_what_the_step_before_sampled_for_that_request() -> None:
+    plan = StepPlan(0, (row(1, (PENDING,), 4, (0,)), row(2, (9, PENDING), 3, (1,))))
+    assert pack_batch(plan, {1: 41, 2: 42}).tokens.tolist() == [41, 9, 42]
+
+
+def test_a_pending_token_that_nobody_sampled_is_a_fault() -> None:
+    with pytest.raises(KeyError):
+        pack_batch(StepPlan(0, (row(1, (PENDING,), 4, (0,)),)), {2: 42})

@@ -1,0 +1,91 @@
+"""Who samples, who learns the tokens, and who answers."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from tinycluster.engine.request import PENDING, Row, SamplingParams, StepPlan, StepResult
+from tinycluster.engine.runner import Runner
+from tinycluster.engine.sampler import Sampler
+from tinycluster.kernels.program import F32, Batch
+from tinycluster.parallel.local import LocalGroup
+
+VOCABULARY = 11
+GREEDY = SamplingParams(temperature=0, return_logits_digest=True)
+
+
+class NextToken:
+    """Logits that favour the token after the row's last one; remembers the tokens it was given."""
+
+    def __init__(self, *, is_last_stage: bool = True) -> None:
+        self.is_last_stage, self.tokens = is_last_stage, list[list[int]]()
+
+    def run(self, batch: Batch) -> F32 | None:
+        self.tokens.append(batch.tokens.tolist())
+        if not self.is_last_stage:
+            return None
+        favoured = (batch.tokens[batch.output_rows] + 1) % VOCABULARY
+        return np.eye(VOCABULARY, dtype=np.float32)[favoured]
+
+
+def no_softmax(x: F32) -> F32:
+    raise AssertionError("greedy sampling needs no softmax")
+
+
+def row(request_id: int, tokens: tuple[int, ...], *, sample: bool = True, params: SamplingParams = GREEDY) -> Row:
+    return Row(request_id, tokens, 0, (0,), sample, params, seed=0)
+
+
+def runner_of(executor: NextToken, group: LocalGroup, rank: int, *, is_only_stage: bool = True) -> Runner:
+    return Runner(executor, Sampler(no_softmax), group.communicator(rank), is_only_stage=is_only_stage)
+
+
+def test_a_pending_token_is_the_one_that_was_sampled_last() -> None:
+    executor = NextToken()
+    runner = runner_of(executor, LocalGroup(1), 0)
+    for step, rows in enumerate([(row(1, (2, 3)), row(2, (8,))), (row(2, (PENDING,)), row(1, (PENDING,)))]):
+        result = runner.run(StepPlan(step, rows))
+    assert executor.tokens == [[2, 3, 8], [9, 4]]
+    assert result is not None
+    assert [(sample.request_id, sample.token) for sample in result.samples] == [(2, 10), (1, 5)]
+
+
+def test_logits_are_returned_only_where_they_were_asked_for() -> None:
+    runner = runner_of(NextToken(), LocalGroup(1), 0)
+    rows = (row(1, (2,)), row(2, (3,), params=SamplingParams(temperature=0)), row(3, (4, 5), sample=False))
+    result = runner.run(StepPlan(0, rows))
+    assert result is not None
+    expected = np.eye(VOCABULARY, dtype="<f4")[3].tobytes()
+    assert [sample.logits for sample in result.samples] == [expected, None]
+
+
+def test_a_step_without_outputs_is_answered_without_tokens() -> None:
+    runner = runner_of(NextToken(), LocalGroup(1), 0)
+    assert runner.run(StepPlan(5, (row(1, (2, 3), sample=False),))) == StepResult(5, ())
+
+
+def test_a_stage_before_the_last_answers_nothing() -> None:
+    runner = runner_of(NextToken(is_last_stage=False), LocalGroup(1), 0, is_only_stage=False)
+    assert runner.run(StepPlan(0, (row(1, (2,)),))) is None
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_every_tensor_rank_learns_the_tokens_and_only_the_first_answers(rank: int) -> None:
+    group, executors, results = LocalGroup(3), [NextToken() for _ in range(3)], dict[int, list[StepResult | None]]()
+
+    def run(rank: int) -> None:
+        runner = runner_of(executors[rank], group, rank)
+        results[rank] = [
+            runner.run(StepPlan(step, (row(1, tokens),))) for step, tokens in enumerate([(2,), (PENDING,)])
+        ]
+
+    threads = [threading.Thread(target=run, args=(other,)) for other in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert executors[rank].tokens == [[2], [3]]
+    assert [result is not None for result in results[rank]] == [rank == 0] * 2
