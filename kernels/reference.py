@@ -104,16 +104,20 @@ def rms_norm(x_TN: F32, weight_C: F32, eps: float) -> F32:
     return (rows * inverse[:, None] * weight_C).reshape(x_TN.shape)
 
 
-def quantize_activations(x_TK: F32) -> tuple[NDArray[np.int8], F32, I32]:
-    """Codes (T, G, 32) int8, scales (T, G) and the codes' sums (T, G). K is a multiple of 32."""
+def quantize_activations(x_TK: F32, bits: int) -> tuple[I32, F32, I32]:
+    """Codes (T, G, 32) of 8 or 16 bits, scales (T, G) and the codes' sums (T, G). K is a multiple of 32.
+
+    The largest code is 127, or 127 * 256 so that the high byte of a 16-bit code is an int8 again.
+    """
+    most_code = np.float32(127 if bits == 8 else 127 * 256)
     x_TGI = x_TK.reshape(x_TK.shape[0], x_TK.shape[1] // GROUP, GROUP)
     most = np.abs(x_TGI).max(axis=2, initial=0)
-    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > SMALLEST_GROUP)
-    codes = np.rint(x_TGI * inverse[:, :, None]).astype(np.int8)
-    return codes, most / np.float32(127), codes.astype(np.int32).sum(axis=2, dtype=np.int32)
+    inverse = np.divide(most_code, most, out=np.zeros_like(most), where=most > SMALLEST_GROUP)
+    codes = np.rint(x_TGI * inverse[:, :, None]).astype(np.int32)
+    return codes, most / most_code, codes.sum(axis=2, dtype=np.int32)
 
 
-def _chain(x_TK: F32, weight: HostTensor) -> F32:
+def _chain(x_TK: F32, weight: HostTensor, bits: int) -> F32:
     """One chain per output element over all columns (T, N)."""
     acc = np.zeros((x_TK.shape[0], weight.shape[0]), np.float32)
     if isinstance(weight, DenseTensor):
@@ -121,10 +125,10 @@ def _chain(x_TK: F32, weight: HostTensor) -> F32:
         for k in range(x_TK.shape[1]):
             acc = fma(x_TK[:, k : k + 1], w_NK[None, :, k], acc)
         return acc
-    codes_TGI, scales_TG, sums_TG = quantize_activations(x_TK)
+    codes_TGI, scales_TG, sums_TG = quantize_activations(x_TK, bits)
     w_NGI = weight.codes_NK.reshape(weight.shape[0], -1, GROUP).astype(np.int32)
     for g in range(w_NGI.shape[1]):
-        dots = codes_TGI[:, g].astype(np.int32) @ w_NGI[:, g].T
+        dots = codes_TGI[:, g] @ w_NGI[:, g].T
         scale = scales_TG[:, g : g + 1] * weight.scales_NG[None, :, g].astype(np.float32)
         acc = fma(dots.astype(np.float32), scale, acc)
         if weight.minimums_NG is not None:
@@ -141,11 +145,11 @@ def _columns(weight: HostTensor, columns: slice) -> HostTensor:
     return GroupedTensor(weight.format, weight.codes_NK[:, columns], weight.scales_NG[:, groups], minimums)
 
 
-def linear(x_TK: F32, weight: HostTensor, bias_N: F32 | None = None) -> F32:
-    """x @ weight.T + bias. Grouped formats round x to int8 per token and group; the dot inside a group is exact."""
+def linear(x_TK: F32, weight: HostTensor, bias_N: F32 | None = None, bits: int = 16) -> F32:
+    """x @ weight.T + bias. Grouped formats round x to `bits` per token and group; the dot inside a group is exact."""
     prepared = prepare(weight)
     x = pad_units(x_TK, None) if isinstance(prepared, GroupedTensor) else x_TK
-    out = _chain(x, prepared)
+    out = _chain(x, prepared, bits)
     return out if bias_N is None else out + bias_N
 
 
@@ -160,7 +164,7 @@ def from_fixed(fixed: I64) -> F32:
     return fixed.astype(np.float32) * np.float32(2.0**-32)
 
 
-def linear_fixed(x_TK: F32, weight: HostTensor, unit: int, limit: float) -> I64:
+def linear_fixed(x_TK: F32, weight: HostTensor, unit: int, limit: float, bits: int = 16) -> I64:
     """x @ weight.T with one chain per `unit` columns; the units are added as fixed-point integers."""
     prepared = prepare(weight, unit=unit)
     K, out = weight.shape[1], np.zeros((x_TK.shape[0], weight.shape[0]), np.int64)
@@ -169,7 +173,7 @@ def linear_fixed(x_TK: F32, weight: HostTensor, unit: int, limit: float) -> I64:
         x = x_TK[:, k : k + unit]
         if isinstance(prepared, GroupedTensor):
             x = pad_units(x, None)
-        out += to_fixed(_chain(x, _columns(prepared, slice(start, start + x.shape[1]))), limit)
+        out += to_fixed(_chain(x, _columns(prepared, slice(start, start + x.shape[1])), bits), limit)
         start += x.shape[1]
     return out
 

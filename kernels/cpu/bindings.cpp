@@ -41,8 +41,10 @@ int64_t values_bytes(const Weight& w) {
 
 class Cpu {
  public:
-  Cpu(int num_threads, const std::string& isa) : pool_(num_threads) {
+  Cpu(int num_threads, const std::string& isa, int activation_bits)
+      : pool_(num_threads), activation_bits_(activation_bits) {
     require(num_threads >= 1, "num_threads must be at least 1");
+    require(activation_bits == 8 || activation_bits == 16, "activation_bits must be 8 or 16");
     for (const Kernels* kernels : supported_kernels())
       if (isa == "auto" || isa == kernels->name) kernels_ = kernels;
     require(kernels_ != nullptr, "this machine does not have the instruction set asked for");
@@ -189,8 +191,10 @@ class Cpu {
     nb::gil_scoped_release release;
     if (w.is_grouped()) {
       const int64_t groups = args.T * w.groups();
-      codes_.resize(groups * GROUP), scales_.resize(groups), sums_.resize(groups);
-      args.xq = {codes_.data(), scales_.data(), sums_.data()};
+      const int planes = activation_bits_ / 8;
+      codes_.resize(planes * groups * GROUP), scales_.resize(groups), sums_.resize(groups);
+      int8_t* high = planes == 2 ? codes_.data() + groups * GROUP : nullptr;
+      args.xq = {high, codes_.data(), scales_.data(), sums_.data()};
       pool_.run(args.T, 16, [&](int64_t begin, int64_t end) { kernels_->quantize(w, args.x, args.xq, begin, end); });
     }
     std::atomic<bool> fits{true};
@@ -248,6 +252,7 @@ class Cpu {
   static constexpr int LANES_PER_PAGE = 16;
 
   Pool pool_;
+  int activation_bits_;
   const Kernels* kernels_ = nullptr;
   std::vector<int8_t> codes_;
   std::vector<float> scales_;
@@ -296,7 +301,7 @@ NB_MODULE(_cpu, m) {
           "format"_a, "rows"_a, "columns"_a, "unit"_a, "values"_a, "scales"_a = nb::none(), "minimums"_a = nb::none());
 
   nb::class_<Cpu>(m, "Cpu")
-      .def(nb::init<int, const std::string&>(), "num_threads"_a, "isa"_a = "auto")
+      .def(nb::init<int, const std::string&, int>(), "num_threads"_a, "isa"_a = "auto", "activation_bits"_a = 16)
       .def_prop_ro("isa", &Cpu::isa)
       .def_prop_ro("num_threads", &Cpu::num_threads)
       .def("linear", &Cpu::linear, "x"_a, "weight"_a, "bias"_a.none(), "out"_a)

@@ -36,9 +36,11 @@ struct Weight {
   bool is_grouped() const { return format == Format::q8 || format == Format::q4; }
 };
 
-// Activations (T, K) rounded to int8 in the weight's groups; groups are padded with zeros.
+// Activations (T, K) rounded to integers in the weight's groups, which are padded with zeros. A 16-bit code is
+// 256 * high + low; 8-bit codes have no high bytes.
 struct QuantizedActivations {
-  int8_t* codes;  // (T, G, 32)
+  int8_t* high;   // (T, G, 32) or null
+  int8_t* low;    // (T, G, 32)
   float* scales;  // (T, G)
   int32_t* sums;  // (T, G) of the codes
 };

@@ -49,30 +49,36 @@ inline int32_t quad_at(const int8_t* codes, int j) {
 
 // Groups [g0, g1): the products inside a group are exact in int32, then
 //   sum = fma(dot, w_scale * x_scale, sum)   and for q4   sum = fma(minimum, x_scale * x_sum, sum).
-template <Format FORMAT, int NT, int TB>
+// PLANES is the number of bytes of an activation's code; the dot of two bytes is 256 * (high dot) + (low dot).
+template <Format FORMAT, int PLANES, int NT, int TB>
 void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0, int64_t g1,
                    Accumulators<NT, TB>& acc) {
   constexpr int VECTORS = FORMAT == Format::q8 ? 8 : 4;  // of 64 bytes per group and tile
   const int64_t G = a.weight->groups();
   const uint8_t* codes = static_cast<const uint8_t*>(a.weight->values) + tile * G * VECTORS * 64;
   for (int64_t g = g0; g < g1; ++g) {
-    I32x16 dots[NT][TB];
+    I32x16 dots[PLANES][NT][TB];
     for (int t = 0; t < TB; ++t)
-      for (int n = 0; n < NT; ++n) dots[n][t] = iset1(FORMAT == Format::q8 ? -128 * a.xq.sums[(token + t) * G + g] : 0);
+      for (int n = 0; n < NT; ++n) {
+        dots[0][n][t] = iset1(FORMAT == Format::q8 ? -128 * a.xq.sums[(token + t) * G + g] : 0);
+        if (PLANES == 2) dots[PLANES - 1][n][t] = iset1(0);
+      }
     for (int v = 0; v < VECTORS; ++v) {
       U8x64 w[NT];
       for (int n = 0; n < NT; ++n) w[n] = load_bytes(codes + ((n * G + g) * VECTORS + v) * 64);
-      for (int t = 0; t < TB; ++t) {
-        const int8_t* x = a.xq.codes + ((token + t) * G + g) * GROUP;
-        for (int n = 0; n < NT; ++n) {
-          if (FORMAT == Format::q8) {
-            dots[n][t] = dot(dots[n][t], w[n], quad_at(x, v));
-          } else {
-            dots[n][t] = dot(dots[n][t], low_nibbles(w[n]), quad_at(x, v));
-            dots[n][t] = dot(dots[n][t], high_nibbles(w[n]), quad_at(x, v + 4));
+      for (int t = 0; t < TB; ++t)
+        for (int plane = 0; plane < PLANES; ++plane) {
+          const int8_t* x = (plane ? a.xq.high : a.xq.low) + ((token + t) * G + g) * GROUP;
+          for (int n = 0; n < NT; ++n) {
+            I32x16& sum = dots[plane][n][t];
+            if (FORMAT == Format::q8) {
+              sum = dot(sum, w[n], quad_at(x, v));
+            } else {
+              sum = dot(sum, low_nibbles(w[n]), quad_at(x, v));
+              sum = dot(sum, high_nibbles(w[n]), quad_at(x, v + 4));
+            }
           }
         }
-      }
     }
     for (int n = 0; n < NT; ++n) {
       const int64_t at = ((tile + n) * G + g) * TILE;
@@ -80,8 +86,9 @@ void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0,
       const F32x16 minimum = FORMAT == Format::q4 ? load_f16(a.weight->minimums + at) : set1(0.0f);
       for (int t = 0; t < TB; ++t) {
         const float x_scale = a.xq.scales[(token + t) * G + g];
+        const I32x16 total = PLANES == 2 ? join_bytes(dots[PLANES - 1][n][t], dots[0][n][t]) : dots[0][n][t];
         F32x16& sum = acc.sum[n][t];
-        sum = fma(to_f32(dots[n][t]), mul(w_scale, set1(x_scale)), sum);
+        sum = fma(to_f32(total), mul(w_scale, set1(x_scale)), sum);
         if (FORMAT == Format::q4) sum = fma(minimum, set1(x_scale * float(a.xq.sums[(token + t) * G + g])), sum);
       }
     }
@@ -96,7 +103,11 @@ void unit_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t unit, 
   if constexpr (FORMAT == Format::q8 || FORMAT == Format::q4) {
     const int64_t per_unit = w.groups_per_unit();
     const int64_t end = is_last ? w.groups() : (unit + 1) * per_unit;
-    grouped_chain<FORMAT>(a, tile, token, unit * per_unit, end, acc);
+    if (a.xq.high) {
+      grouped_chain<FORMAT, 2>(a, tile, token, unit * per_unit, end, acc);
+    } else {
+      grouped_chain<FORMAT, 1>(a, tile, token, unit * per_unit, end, acc);
+    }
   } else {
     const int64_t k0 = unit * w.unit, k1 = is_last ? w.K : k0 + w.unit;
     if constexpr (FORMAT == Format::f32) dense_chain<float>(a, tile, token, k0, k1, acc);
@@ -186,10 +197,11 @@ bool linear(const LinearArgs& a, int64_t begin, int64_t end) {
   return false;
 }
 
-// code = rint(x * (127 / max|x|)) per group, scale = max|x| / 127. Where max|x| is so
-// small that 127 / max|x| could overflow the codes are 0.
-// A group with a NaN or an infinity gets the scale NaN, which the checks of later layers turn into an error.
-void quantize_group(const float* x, int count, int8_t* codes, float* scale, int32_t* sum) {
+// code = rint(x * (most_code / max|x|)) per group, scale = max|x| / most_code; most_code is 127 or 127 * 256. Where
+// max|x| is so small that the quotient could overflow the codes are 0. A group with a NaN or an infinity gets the scale
+// NaN, which the checks of later layers turn into an error.
+void quantize_group(const float* x, int count, const QuantizedActivations& out, int64_t at) {
+  const float most_code = out.high ? 32512.0f : 127.0f;
   float lanes[GROUP] = {};
   std::memcpy(lanes, x, count * sizeof(float));
   float most = 0.0f, poison = 0.0f;
@@ -198,17 +210,20 @@ void quantize_group(const float* x, int count, int8_t* codes, float* scale, int3
     most = most > magnitude ? most : magnitude;
     poison = poison + value * 0.0f;
   }
-  const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
-  *scale = most / 127.0f + poison;
-  float scaled[GROUP];
-  for (int half = 0; half < GROUP; half += TILE)
-    store(scaled + half, rint(mul(load(lanes + half), set1(poison == 0.0f ? inverse : 0.0f))));
-  int32_t total = 0;
+  const float inverse = most > 1e-30f && poison == 0.0f ? most_code / most : 0.0f;
+  out.scales[at] = most / most_code + poison;
+  int32_t codes[GROUP], total = 0;
+  for (int half = 0; half < GROUP; half += TILE) {
+    const F32x16 clean = poison == 0.0f ? load(lanes + half) : set1(0.0f);
+    round_to_int(codes + half, mul(clean, set1(inverse)));
+  }
   for (int i = 0; i < GROUP; ++i) {
-    codes[i] = poison == 0.0f ? int8_t(scaled[i]) : int8_t(0);
+    const int8_t low = int8_t(codes[i]);
+    out.low[at * GROUP + i] = low;
+    if (out.high) out.high[at * GROUP + i] = int8_t((codes[i] - low) / 256);
     total += codes[i];
   }
-  *sum = total;
+  out.sums[at] = total;
 }
 
 void quantize(const Weight& w, const float* x, const QuantizedActivations& out, int64_t begin, int64_t end) {
@@ -216,9 +231,9 @@ void quantize(const Weight& w, const float* x, const QuantizedActivations& out, 
   for (int64_t t = begin; t < end; ++t) {
     for (int64_t g = 0; g < G; ++g) {
       const int64_t unit = g / per_unit, unit_end = (unit + 1) * w.unit < w.K ? (unit + 1) * w.unit : w.K;
-      const int64_t k = unit * w.unit + (g % per_unit) * GROUP, at = t * G + g;
+      const int64_t k = unit * w.unit + (g % per_unit) * GROUP;
       const int count = unit_end - k < GROUP ? int(unit_end - k) : GROUP;
-      quantize_group(x + t * w.K + k, count, out.codes + at * GROUP, out.scales + at, out.sums + at);
+      quantize_group(x + t * w.K + k, count, out, t * G + g);
     }
   }
 }

@@ -66,6 +66,15 @@ inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
 
 inline I32x16 iset1(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
 inline F32x16 to_f32(I32x16 x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+inline I32x16 join_bytes(I32x16 high, I32x16 low) {
+  return {_mm256_add_epi32(_mm256_slli_epi32(high.low, 8), low.low),
+          _mm256_add_epi32(_mm256_slli_epi32(high.high, 8), low.high)};
+}
+inline void round_to_int(int32_t* p, F32x16 x) {
+  __m256i* v = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(v, _mm256_cvtps_epi32(x.low));
+  _mm256_storeu_si256(v + 1, _mm256_cvtps_epi32(x.high));
+}
 inline U8x64 load_bytes(const uint8_t* p) {
   const __m256i* v = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};

@@ -44,6 +44,8 @@ inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
 
 inline I32x16 iset1(int32_t value) { return {_mm512_set1_epi32(value)}; }
 inline F32x16 to_f32(I32x16 x) { return _mm512_cvtepi32_ps(x.v); }
+inline I32x16 join_bytes(I32x16 high, I32x16 low) { return {_mm512_add_epi32(_mm512_slli_epi32(high.v, 8), low.v)}; }
+inline void round_to_int(int32_t* p, F32x16 x) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(x)); }
 inline U8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline U8x64 low_nibbles(U8x64 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
 inline U8x64 high_nibbles(U8x64 x) { return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))}; }

@@ -104,6 +104,12 @@ inline F32x16 to_f32(I32x16 x) {
   EACH_LANE r.lane[i] = float(x.lane[i]);
   return r;
 }
+// 256 * high + low.
+inline I32x16 join_bytes(I32x16 high, I32x16 low) {
+  EACH_LANE low.lane[i] += high.lane[i] * 256;
+  return low;
+}
+inline void round_to_int(int32_t* p, F32x16 x) { EACH_LANE p[i] = int32_t(std::nearbyint(x.lane[i])); }
 inline U8x64 load_bytes(const uint8_t* p) {
   U8x64 r;
   std::memcpy(r.byte, p, 64);

@@ -41,6 +41,17 @@ def test_linear_has_the_bits_of_the_definition(isa: str, format: Format, tokens:
 
 
 @pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("format", ["q8", "q4"])
+@pytest.mark.parametrize("tokens", [1, 8, 13])
+def test_linear_with_8_bit_activations_has_the_bits_of_the_definition(isa: str, format: Format, tokens: int) -> None:
+    x, (tensor, _) = random_matrix(tokens, 96), weight_in(format, 67, 96)
+    out = np.empty((tokens, 67), np.float32)
+    Cpu(2, isa, 8).linear(x, pack(tensor).native, None, out)
+    np.testing.assert_array_equal(out, reference.linear(x, tensor, bits=8))
+    assert (out != native_linear(Cpu(2, isa), x, tensor)).any()
+
+
+@pytest.mark.parametrize("isa", supported_isas())
 @pytest.mark.parametrize("columns", [1, 15, 31, 32, 33, 64, 131])
 def test_dense_columns_of_any_number(isa: str, columns: int) -> None:
     tensor, _ = weight_in("f32", 19, columns)
@@ -58,13 +69,13 @@ def test_linear_without_columns_is_the_bias() -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_linear_is_close_to_float64(format: Format) -> None:
-    """Against exact arithmetic: gamma_K of Higham (2002, sec. 3.1), and half a code per int8 activation."""
+    """Against exact arithmetic: gamma_K of Higham (2002, sec. 3.1), and half a code per 16-bit activation."""
     K = 160
     x, (tensor, _) = random_matrix(6, K), weight_in(format, 40, K)
     w = dequantize(tensor).astype(np.float64)
     bound = 1.01 * K * 2.0**-24 * (np.abs(x) @ np.abs(w).T)
     if format in ("q8", "q4"):
-        half_code = np.repeat(np.abs(x.reshape(6, -1, 32)).max(axis=2) / 254, 32, axis=1)
+        half_code = np.repeat(np.abs(x.reshape(6, -1, 32)).max(axis=2) / (2 * 127 * 256), 32, axis=1)
         bound = bound * 1.1 + 1.01 * half_code @ np.abs(w).T
     error = np.abs(native_linear(Cpu(1), x, tensor) - x.astype(np.float64) @ w.T)
     assert (error <= bound).all()
