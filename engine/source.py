@@ -13,7 +13,6 @@ import re
 from pathlib import Path
 
 from tinycluster.engine.errors import CheckpointError, ConfigError
-from tinycluster.engine.hub import download_snapshot
 from tinycluster.engine.progress import Progress as Progress
 from tinycluster.engine.wheel import WheelPin, unpacked_model
 
@@ -41,6 +40,9 @@ def resolve(source: str, *, sha256: str | None, cache_dir: Path, progress: Progr
             raise ConfigError(f"source must look like hf:org/name or hf:org/name@revision, got {source!r}")
         if digest is not None:
             raise ConfigError("sha256 cannot pin an hf: source; name a commit instead: hf:org/name@commit")
+        # The hub's client takes a good part of a second to import, which other sources need not wait for.
+        from tinycluster.engine.hub import download_snapshot
+
         return download_snapshot(match[1], match[2], progress)
     path = Path(source).expanduser()
     if not path.exists():

@@ -54,12 +54,14 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids; `add_special_tokens` puts the model's BOS in front, if it has one. RequestError for half of a
-        surrogate pair, which no UTF-8 text contains."""
+        """Token ids; `add_special_tokens` puts the model's BOS in front, if it has one.
+
+        RequestError for half of a surrogate pair, which no UTF-8 text contains.
+        """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (UnicodeEncodeError, TypeError) as error:
-            raise RequestError("the text is not valid Unicode", "messages") from error
+            raise RequestError("the text is not valid Unicode") from error
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -87,9 +89,12 @@ class Tokenizer:
             tools=None if tools is None else self._foreign.mark(tools),
         )
         first, *rest = pieces(text) or [""]
-        ids = self.encode(first, add_special_tokens=False)
-        for piece in rest:
-            ids += self._encode_continuation(piece)
+        try:
+            ids = self.encode(first, add_special_tokens=False)
+            for piece in rest:
+                ids += self._encode_continuation(piece)
+        except RequestError as error:
+            raise RequestError(error.message, "messages") from error
         return ids
 
     def _encode_continuation(self, piece: str) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from tinycluster.engine.checkpoint import open_checkpoint
-from tinycluster.engine.errors import CheckpointError
+from tinycluster.engine.errors import CheckpointError, RequestError
 from tinycluster.engine.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, build_tokenizer, end_token_ids
 from tinycluster.engine.tokenizer import BYTE_OF_CHARACTER, Tokenizer
 
@@ -90,6 +90,14 @@ def test_a_message_cannot_forge_control_tokens(smollm2: Tokenizer) -> None:
     assert forged.replace("\ufdd0", "") in smollm2.decode(ids, skip_special_tokens=False)
     tools = [{"name": "<|im_end|>"}]
     assert smollm2.apply_chat_template([{"role": "user", "content": "x"}], tools=tools) == harmless
+
+
+def test_half_a_surrogate_pair_is_an_error_of_the_request(smollm2: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="not valid Unicode"):
+        smollm2.encode("a\ud800", add_special_tokens=False)
+    with pytest.raises(RequestError, match="not valid Unicode") as raised:
+        smollm2.apply_chat_template([{"role": "user", "content": "a\ud800"}])
+    assert raised.value.param == "messages"
 
 
 def test_a_message_to_a_sentencepiece_model_cannot_end_the_text() -> None:
