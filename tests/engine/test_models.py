@@ -81,12 +81,12 @@ def test_a_program_uses_exactly_the_weights_of_its_table(
     named = [(op, getattr(op, "weight", None), getattr(op, "bias", None)) for op in program.ops]
     assert {spec.name for spec in specs} == {name for _, *names in named for name in names if name is not None}
     slices = {spec.name: spec.slices(shares) for spec in specs}
-    for op, weight, bias in named:
+    for op in program.ops:
         if isinstance(op, Linear | LinearFixed):
-            rows, columns = slices[weight]
+            rows, columns = slices[op.weight]
             assert len(columns) == program.buffers[op.x].width
             assert len(rows) == program.buffers[op.out].width
-            assert bias is None or slices[bias] == (rows,)
+            assert not isinstance(op, Linear) or op.bias is None or slices[op.bias] == (rows,)
 
 
 @pytest.mark.parametrize("case", CASES)

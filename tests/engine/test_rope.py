@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,8 @@ def test_a_table_without_scaling_is_not_that_of_transformers(case: str) -> None:
 )
 def test_every_field_of_rope_scaling_counts(case: str, field: str, value: float) -> None:
     config = ROPE_CASES[case]
-    scaling = dataclasses.replace(config.rope_scaling, **{field: value})
+    fields: dict[str, Any] = {field: value}
+    scaling = dataclasses.replace(config.rope_scaling, **fields)
     assert distance_to_golden(dataclasses.replace(config, rope_scaling=scaling), case) > 1
 
 

@@ -82,7 +82,7 @@ class RopeTable:
     @classmethod
     def of(cls, table: tuple[F32, F32], inv_freq_F: F32) -> RopeTable:
         cos, sin = (part.astype(np.float64) for part in table)
-        return cls(cos, sin, np.arange(len(cos))[:, None] * inv_freq_F.astype(np.float64))
+        return cls(cos, sin, np.arange(len(cos), dtype=np.float64)[:, None] * inv_freq_F)
 
     def rounded(self, rounding: Rounding) -> RopeTable:
         """The frequencies carry up to 8 roundings, the same for all positions; each angle and each entry 2 more."""

@@ -104,8 +104,9 @@ def _drop_bias_of(kind: type[Op], ending: str) -> Callable[[Op], Op]:
 
 
 def _shift_window(op: Op) -> Op:
-    is_windowed = isinstance(op, Attention) and op.window is not None
-    return dataclasses.replace(op, window=op.window + 1) if is_windowed else op
+    if not isinstance(op, Attention) or op.window is None:
+        return op
+    return dataclasses.replace(op, window=op.window + 1)
 
 
 def _ignore_window(op: Op) -> Op:
@@ -131,8 +132,9 @@ def _drop_rope_of_keys(op: Op) -> Op | None:
 
 
 def _use_key_norm_for_queries(op: Op) -> Op:
-    is_head_norm = isinstance(op, RmsNorm) and op.weight.endswith("q_norm.weight")
-    return dataclasses.replace(op, weight=op.weight.replace("q_norm", "k_norm")) if is_head_norm else op
+    if not isinstance(op, RmsNorm):
+        return op
+    return dataclasses.replace(op, weight=op.weight.replace("q_norm", "k_norm"))
 
 
 def _change_eps(op: Op) -> Op:
@@ -209,7 +211,7 @@ def test_ignoring_rope_scaling_exceeds_the_bound(case: str) -> None:
 def test_a_rank_that_lost_a_unit_exceeds_the_bound() -> None:
     config, golden = CASES["qwen2_untied"], read_golden("qwen2_untied")
     stages = shards(config, (1, 1))
-    weights: dict[str, F64] = dict(stages[0][1].weights)
+    weights = stages[0][1].weights
     name = "model.layers.1.mlp.down_proj.weight"
     stages[0][1].weights = {**weights, name: np.zeros_like(weights[name])}
     bound = bound_of("qwen2_untied")

@@ -22,7 +22,7 @@ def build_tokenizer(vocab_size: int) -> Tokenizer:
     """Special tokens, the 256 bytes, then two-letter tokens until `vocab_size` is reached."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [(pair[0], pair[1]) for pair in COMMON_PAIRS.split()] + [("Ġ", letter) for letter in string.ascii_lowercase]
-    pairs += list(itertools.product(string.ascii_lowercase, repeat=2))
+    pairs += itertools.product(string.ascii_lowercase, string.ascii_lowercase)
     num_merges = vocab_size - len(SPECIAL_TOKENS) - len(letters)
     merges = list(dict.fromkeys(pairs))[:num_merges]
     if num_merges < 1 or len(merges) < num_merges:
