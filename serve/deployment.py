@@ -33,6 +33,7 @@ from tinycluster.serve.http_server import listen
 from tinycluster.serve.local_server import Failure, announce
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.replica import LoadingLine, Replica, ReplicaState
+from tinycluster.serve.signals import raise_on_signals
 
 # cluster/quiet_ray.py sets what Ray reads from the environment when it is imported, so it comes first.
 from ray import serve  # isort: skip
@@ -79,9 +80,11 @@ class Ingress:
 def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO) -> None:
     """Serve until a signal (StopSignal) or until a rank is lost (UnavailableError)."""
     started_s = time.monotonic()
-    check_before_start(settings, progress)
+    settings = check_before_start(settings, progress)
     with ExitStack() as quiet, ExitStack() as running:
         join_or_start(settings)
+        # Ray has put a handler of its own in place that aborts the process on SIGTERM.
+        raise_on_signals()
         running.callback(ray.shutdown)
         running.enter_context(serve_running(settings))
         name = f"tinycluster-{uuid4().hex[:8]}"
@@ -94,19 +97,24 @@ def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO) -> None
         raise watch(settings, handle)
 
 
-def check_before_start(settings: Settings, progress: NewProgress) -> None:
-    """What can be wrong without Ray: fronts, the port, and every model's files. ConfigError, CheckpointError."""
+def check_before_start(settings: Settings, progress: NewProgress) -> Settings:
+    """What can be wrong without Ray: fronts, the port, and every model's files. ConfigError, CheckpointError.
+
+    The settings come back with a real port: Serve's proxy does not say which one it took for port 0.
+    """
     server = settings.server
     if server.front == "haproxy":
         raise ConfigError("server.front must be direct or proxy, got haproxy")
     if server.front == "direct" and server.replicas > 1:
         raise ConfigError(f"server.front must be proxy for several replicas, got direct and {server.replicas} replicas")
-    listen(server.host, server.port).close()
+    with listen(server.host, server.port) as listener:
+        free_port = listener.getsockname()[1]
     cache_dir = settings.cluster.cache_dir or default_cache_dir()
     for model in settings.models:
         path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=progress())
         timeout_s = settings.cluster.step_timeout_s
         draw(model, open_checkpoint(path), path=path, cache_dir=cache_dir, step_timeout_s=timeout_s)
+    return settings.model_copy(update={"server": server.model_copy(update={"port": free_port})})
 
 
 @contextmanager
@@ -129,12 +137,14 @@ def serve_running(settings: Settings) -> Iterator[None]:
 
 def deploy(settings: Settings, name: str) -> Any:
     """The running application's handle. PlacementError after cluster.placement_timeout seconds."""
+    bundles = replica_bundles(settings)
     deployment = serve.deployment(
         Ingress,
         name="tinycluster",
         num_replicas=settings.server.replicas,
         ray_actor_options={"num_cpus": 0},
-        placement_group_bundles=replica_bundles(settings),
+        placement_group_bundles=bundles,
+        placement_group_bundle_label_selector=_places(settings, len(bundles)),
         placement_group_strategy="SPREAD" if any(model.mesh.spread for model in settings.models) else "PACK",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_wait_loop_s=0.1,
@@ -146,6 +156,17 @@ def deploy(settings: Settings, name: str) -> Any:
     (handle,) = serve.run_many([target], wait_for_applications_running=False)
     _wait_until_placed(settings, name)
     return handle
+
+
+def _places(settings: Settings, num_bundles: int) -> list[dict[str, str]] | None:
+    """With `front: direct` the replica's port must be on this node, and the replica sits in bundle 0."""
+    if settings.server.front == "proxy" or len(_alive_nodes()) == 1:
+        return None
+    return [{"ray.io/node-id": ray.get_runtime_context().get_node_id()}] + [{}] * (num_bundles - 1)
+
+
+def _alive_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _wait_until_placed(settings: Settings, name: str) -> None:
@@ -160,12 +181,22 @@ def _wait_until_placed(settings: Settings, name: str) -> None:
 
 
 def _lack(settings: Settings) -> str:
-    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    cpus = [node["Resources"].get("CPU", 0.0) for node in _alive_nodes()]
     for model in settings.models:
         if (lack := missing(place(model), cpus)) is not None:
             return f"{model.name}: {lack}"
+    if _places(settings, 1) is not None and (sentence := _lack_here(replica_bundles(settings)[0]["CPU"])):
+        return sentence
     free = ray.available_resources().get("CPU", 0.0)
     return f"the models need {num_cpus_needed(settings)} CPUs and {free:g} are free"
+
+
+def _lack_here(wanted: float) -> str | None:
+    here = ray.get_runtime_context().get_node_id()
+    (cpus,) = (node["Resources"].get("CPU", 0.0) for node in _alive_nodes() if node["NodeID"] == here)
+    if cpus >= wanted:
+        return None
+    return f"the first stage needs {wanted:g} CPUs on this node, which has {cpus:g}; server.front: proxy runs anywhere"
 
 
 def wait_until_ready(settings: Settings, handle: Any, progress: NewProgress) -> ReplicaState:

@@ -1,14 +1,11 @@
-"""`tinycluster serve`: what happens between the first message and the last, with ranks as threads of this process."""
+"""`tinycluster serve --local`: engines and HTTP server in this process, ranks as its threads."""
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TextIO
 
 from tinycluster.cluster.config import Settings
@@ -17,33 +14,6 @@ from tinycluster.engine.errors import UnavailableError
 from tinycluster.serve.app import create_app
 from tinycluster.serve.http_server import HttpServer, listen, url_of
 from tinycluster.serve.registry import ModelRegistry
-
-STOP_WITHIN_S = 9.0
-"""After a signal the process ends in this time, whatever still hangs."""
-
-
-class StopSignal(BaseException):
-    """SIGINT or SIGTERM, raised in the main thread wherever it is; `finally` blocks run."""
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into StopSignal; later ones change nothing, because the end is bounded."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        watchdog = threading.Timer(STOP_WITHIN_S, os._exit, (0,))
-        watchdog.daemon = True
-        watchdog.start()
-        raise StopSignal
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, action in previous.items():
-            signal.signal(number, action)
 
 
 class Failure:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tinycluster.cluster.config import Settings
 from tinycluster.serve.console import own_stdout
-from tinycluster.serve.local_server import StopSignal, serve_local, stop_on_signals
+from tinycluster.serve.local_server import serve_local
 from tinycluster.serve.progress import Bars
+from tinycluster.serve.signals import StopSignal, stop_on_signals
 
 
 def run_server(settings: Settings) -> None:

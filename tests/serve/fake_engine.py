@@ -13,6 +13,8 @@ from tinycluster.engine.errors import ContextLengthError, QueueFullError, Unavai
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.request import FinishReason, SamplingParams
 
+TINY = ModelConfig("llama", 256, 8, 8, 1, 1, 1, 8, 1e-5, 1000)
+
 
 @dataclass(frozen=True)
 class FakeDelta:
@@ -53,7 +55,7 @@ class FakeEngine:
     running: set[int] = field(default_factory=set)
     submitted: list[SamplingParams] = field(default_factory=list)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
-    config: ModelConfig = ModelConfig("llama", 256, 8, 8, 1, 1, 1, 8, 1e-5, 1000)
+    config: ModelConfig = TINY
 
     def __post_init__(self) -> None:
         self._ids = itertools.count()

@@ -1,0 +1,92 @@
+"""`tinycluster serve` over Ray with the real model: both fronts, a lost rank, a Ray of its own and a joined one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+
+from tests.serve.server_process import own_environment, running_server
+
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def ask(url: str) -> str:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
+        answer = api.chat.completions.create(model="smollm2", messages=FRANCE, temperature=0, max_tokens=20)
+        stream = api.chat.completions.create(
+            model="smollm2", messages=FRANCE, temperature=0, max_tokens=20, stream=True
+        )
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answer.choices[0].message.content
+    return answer.choices[0].message.content or ""
+
+
+def test_a_lost_rank_ends_the_stream_with_an_error_and_the_server_with_exit_code_1(smollm2_path: Path) -> None:
+    body = {"prompt": "Once", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    with own_environment() as environment, running_server("smollm2", "--port", "0", environment=environment) as server:
+        assert "Paris" in ask(server.url)
+        assert httpx.get(f"{server.url}/health/ready", timeout=30).status_code == 200
+        rank_pid = int(re.findall(r"rank 1 on node .* \(process (\d+)\)", server.errors())[0])
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as stream:
+            events = (line for line in stream.iter_lines() if line)
+            next(events)
+            os.kill(rank_pid, signal.SIGKILL)
+            *_, last, done = events
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["code"], done) == ("service_unavailable", "data: [DONE]")
+        assert "rank 1" in error["message"]
+        assert server.wait(20) == 1
+        assert server.rest_of_stdout() == ""
+        assert f"error: {error['message']}" in server.errors().splitlines()
+
+
+@contextmanager
+def started_ray() -> Iterator[dict[str, str]]:
+    """A Ray as `ray start` leaves it; yields the environment in which it is found."""
+    with own_environment() as environment:
+        command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
+        options = ["--port=0", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000"]
+        ray = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True)
+        assert ray.stdout is not None
+        try:
+            text = ""
+            while (address := re.search(r"--address='?([\d.]+:\d+)", text)) is None:
+                line = ray.stdout.readline()
+                assert line, text
+                text += line
+            yield {**environment, "RAY_ADDRESS": address[1]}
+        finally:
+            ray.terminate()
+            ray.wait()
+            ray.stdout.close()
+
+
+IS_EMPTY = """
+import ray
+ray.init(address="auto", logging_level="ERROR")
+groups = [group["state"] for group in ray.util.placement_group_table().values()]
+print(ray.util.list_named_actors(all_namespaces=True), set(groups) - {"REMOVED"})
+"""
+
+
+def test_a_ray_that_was_there_stays_and_the_proxy_answers(smollm2_path: Path) -> None:
+    with started_ray() as environment:
+        with running_server("smollm2", "--port", "0", "--front", "proxy", environment=environment) as server:
+            assert "Paris" in ask(server.url)
+            refused = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": FRANCE, "n": True})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+            assert server.stop(signal.SIGTERM) == 0
+            assert server.rest_of_stdout() == ""
+        left = subprocess.run(
+            [sys.executable, "-c", IS_EMPTY], env=environment, capture_output=True, text=True, check=True
+        )
+        assert left.stdout == "[] set()\n"
