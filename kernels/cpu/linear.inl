@@ -52,7 +52,8 @@ inline int32_t quad_at(const int8_t* codes, int j) {
 // PLANES is the number of bytes of an activation's code; the dot of two bytes is 256 * (high dot) + (low dot).
 template <Format FORMAT, int PLANES, int NT, int TB>
 void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0, int64_t g1,
-                   Accumulators<NT, TB>& acc) {
+                   Accumulators<NT, TB>& sums) {
+  Accumulators<NT, TB> acc = sums;  // a copy can live in registers
   constexpr int VECTORS = FORMAT == Format::q8 ? 8 : 4;  // of 64 bytes per group and tile
   const int64_t G = a.weight->groups();
   const uint8_t* codes = static_cast<const uint8_t*>(a.weight->values) + tile * G * VECTORS * 64;
@@ -63,20 +64,21 @@ void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0,
         dots[0][n][t] = iset1(FORMAT == Format::q8 ? -128 * a.xq.sums[(token + t) * G + g] : 0);
         if (PLANES == 2) dots[PLANES - 1][n][t] = iset1(0);
       }
+#pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) {
-      U8x64 w[NT];
-      for (int n = 0; n < NT; ++n) w[n] = load_bytes(codes + ((n * G + g) * VECTORS + v) * 64);
+      U8x64 w[NT], w_high[NT];
+      for (int n = 0; n < NT; ++n) {
+        const U8x64 bytes = load_bytes(codes + ((n * G + g) * VECTORS + v) * 64);
+        w[n] = FORMAT == Format::q8 ? bytes : low_nibbles(bytes);
+        if (FORMAT == Format::q4) w_high[n] = high_nibbles(bytes);
+      }
+#pragma GCC unroll 8
       for (int t = 0; t < TB; ++t)
         for (int plane = 0; plane < PLANES; ++plane) {
           const int8_t* x = (plane ? a.xq.high : a.xq.low) + ((token + t) * G + g) * GROUP;
           for (int n = 0; n < NT; ++n) {
-            I32x16& sum = dots[plane][n][t];
-            if (FORMAT == Format::q8) {
-              sum = dot(sum, w[n], quad_at(x, v));
-            } else {
-              sum = dot(sum, low_nibbles(w[n]), quad_at(x, v));
-              sum = dot(sum, high_nibbles(w[n]), quad_at(x, v + 4));
-            }
+            dots[plane][n][t] = dot(dots[plane][n][t], w[n], quad_at(x, v));
+            if (FORMAT == Format::q4) dots[plane][n][t] = dot(dots[plane][n][t], w_high[n], quad_at(x, v + 4));
           }
         }
     }
@@ -93,6 +95,7 @@ void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0,
       }
     }
   }
+  sums = acc;
 }
 
 // One unit of k: columns for dense weights, groups for grouped ones.
@@ -154,30 +157,29 @@ bool linear_block(const LinearArgs& a, int64_t tile, int64_t token) {
   return fits;
 }
 
-// All tokens against NT tiles: the tiles stay in the first cache levels while the tokens stream by.
-template <Format FORMAT, int NT>
+// All tokens against NT tiles, TB at a time: the tiles stay in the first cache levels while the tokens stream by.
+template <Format FORMAT, int NT, int TB>
 bool linear_tiles(const LinearArgs& a, int64_t tile) {
-  constexpr bool GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
-  constexpr int MOST = NT == 1 ? 8 : (NT == 2 && !GROUPED) ? 8 : NT == 2 ? 4 : 4;
   bool fits = true;
   int64_t t = 0;
-  for (; t + MOST <= a.T; t += MOST) fits &= linear_block<FORMAT, NT, MOST>(a, tile, t);
-  if (MOST > 4 && t + 4 <= a.T) fits &= linear_block<FORMAT, NT, 4>(a, tile, t), t += 4;
-  if (t + 2 <= a.T) fits &= linear_block<FORMAT, NT, 2>(a, tile, t), t += 2;
+  for (; t + TB <= a.T; t += TB) fits &= linear_block<FORMAT, NT, TB>(a, tile, t);
+  if (TB > 4 && t + 4 <= a.T) fits &= linear_block<FORMAT, NT, 4>(a, tile, t), t += 4;
+  if (TB > 2 && t + 2 <= a.T) fits &= linear_block<FORMAT, NT, 2>(a, tile, t), t += 2;
   if (t < a.T) fits &= linear_block<FORMAT, NT, 1>(a, tile, t);
   return fits;
 }
 
+// Blocks of sums that fill the 32 registers of AVX-512 without spilling: for few tokens more tiles, since several
+// chains at once hide the latency of one; grouped formats with 16-bit codes keep two integer sums beside each float.
 template <Format FORMAT>
 bool linear_format(const LinearArgs& a, int64_t begin, int64_t end) {
+  constexpr bool GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
   bool fits = true;
   int64_t tile = begin;
-  if (a.T < 8)  // few tokens: several chains at once hide the latency of a chain
-    for (; tile + 4 <= end; tile += 4) fits &= linear_tiles<FORMAT, 4>(a, tile);
-  constexpr bool GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
-  if (!GROUPED)
-    for (; tile + 2 <= end; tile += 2) fits &= linear_tiles<FORMAT, 2>(a, tile);
-  for (; tile < end; ++tile) fits &= linear_tiles<FORMAT, 1>(a, tile);
+  if (a.T < 4)
+    for (; tile + 4 <= end; tile += 4) fits &= linear_tiles<FORMAT, 4, 2>(a, tile);
+  for (; tile + 2 <= end; tile += 2) fits &= linear_tiles<FORMAT, 2, GROUPED ? 4 : 8>(a, tile);
+  for (; tile < end; ++tile) fits &= linear_tiles<FORMAT, 1, 8>(a, tile);
   return fits;
 }
 
