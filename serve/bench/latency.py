@@ -80,10 +80,13 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
 
 
 def table(result: dict[str, Any]) -> Group:
-    names = [name for name in result["results"][0] if name.endswith(("_tokens_per_s", "_ms"))]
-    rows = [[str(row["batch_size"]), *(f"{row[name]:,.1f}" for name in names)] for row in result["results"]]
-    return table_of(title(result), ["batch size", *map(_column, names)], rows)
+    """A row per figure, a column per batch size."""
+    results = result["results"]
+    names = [name for name in results[0] if name.endswith(("_tokens_per_s", "_ms"))]
+    rows = [[_row_title(name), *(f"{figures[name]:,.1f}" for figures in results)] for name in names]
+    return table_of(title(result), ["batch size", *(str(figures["batch_size"]) for figures in results)], rows)
 
 
-def _column(name: str) -> str:
-    return name.replace("_tokens_per_s", " tokens/s").replace("_ms", " ms").replace("_", " ").replace("ttft", "TTFT")
+def _row_title(name: str) -> str:
+    words = name.replace("_tokens_per_s", " tokens/s").replace("_ms", ", ms").replace("_", " ")
+    return words.replace("ttft", "TTFT")

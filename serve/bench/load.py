@@ -162,9 +162,9 @@ def _load(options: LoadOptions, model: str) -> dict[str, Any]:
 
 def save_result(result: Mapping[str, Any], directory: Path, filename: str | None) -> Path:
     """Write the result as JSON; the default name says rate, concurrency, model and date."""
-    name = filename or "{rate}qps-concurrency{concurrency}-{model}-{date}.json".format(
+    name = filename or "{rate}qps-{concurrency}-{model}-{date}.json".format(
         rate=result["request_rate"],
-        concurrency=result["max_concurrency"] or "open",
+        concurrency=f"concurrency{limit}" if (limit := result["max_concurrency"]) else "open",
         model=str(result["model"]).replace("/", "-"),
         date=result["date"],
     )

@@ -70,8 +70,10 @@ def _draw(axes: Axes, metric: Metric, values_ms: Sequence[float], percentiles: S
     for color, percentile in zip(PERCENTILE_COLORS, sorted(percentiles), strict=False):
         at_ms = float(np.percentile(values, percentile))
         axes.axvline(at_ms, color=color, linewidth=1.6, linestyle="--", label=_label(percentile, at_ms))
-    axes.legend(title=f"{len(values):,} samples", fontsize=9, title_fontsize=9, framealpha=1)
-    axes.margins(y=0.08)
+    axes.locator_params(axis="y", integer=True)
+    # Room above the bars: the legend hides nothing.
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.3)
+    axes.legend(title=f"{len(values):,} samples", loc="upper center", ncols=3, fontsize=8, framealpha=1)
 
 
 def _label(percentile: float, at_ms: float) -> str:
@@ -86,4 +88,4 @@ def _bins(values: np.ndarray) -> np.ndarray:
     """Bin edges; even in the logarithm where the axis is logarithmic."""
     if _has_wide_tail(values):
         return np.geomspace(values.min(), values.max(), NUM_BINS + 1)
-    return np.histogram_bin_edges(values, bins=min(NUM_BINS, max(5, len(values))))
+    return np.histogram_bin_edges(values, bins=min(NUM_BINS, max(5, int(2 * len(values) ** 0.5))))

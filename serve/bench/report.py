@@ -51,13 +51,13 @@ def load_table(result: Mapping[str, Any]) -> Group:
 
 
 def _latency_table(result: Mapping[str, Any]) -> Group:
+    """A row per statistic, a column per metric."""
     metrics = [metric for metric in METRICS if f"mean_{metric}_ms" in result]
+    if not metrics:
+        return Group()
     statistics = [name.removesuffix(f"_{metrics[0]}_ms") for name in result if name.endswith(f"_{metrics[0]}_ms")]
-    rows = [
-        [METRIC_TITLES[metric], *(f"{result[f'{statistic}_{metric}_ms']:,.2f}" for statistic in statistics)]
-        for metric in metrics
-    ]
-    return table_of("Milliseconds", ["", *statistics], rows)
+    rows = [[name, *(f"{result[f'{name}_{metric}_ms']:,.2f}" for metric in metrics)] for name in statistics]
+    return table_of("", ["milliseconds", *(metric.upper() for metric in metrics)], rows)
 
 
 def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
