@@ -27,7 +27,9 @@ class Runner:
     stages the first one never learns them and the scheduler plans with max_pending 0.
     """
 
-    def __init__(self, executor: Executor, sampler: Sampler, tensor_group: Communicator, *, is_only_stage: bool) -> None:
+    def __init__(
+        self, executor: Executor, sampler: Sampler, tensor_group: Communicator, *, is_only_stage: bool
+    ) -> None:
         self._executor, self._sampler, self._group = executor, sampler, tensor_group
         self._is_only_stage = is_only_stage
         self._last_tokens: dict[int, int] = {}
