@@ -1,13 +1,13 @@
 """The error tree. A user's mistake is one sentence; a fault of the cluster says which rank and what to do.
 
-    TinyclusterError
-    ├── ConfigError          the YAML file or a command-line flag
-    ├── CheckpointError      a model file: missing, malformed, unsupported
-    ├── RequestError         one request's fields (HTTP 400), with the field's name
-    │   └── ContextLengthError   prompt longer than the context (code context_length_exceeded)
-    ├── QueueFullError       HTTP 429 with Retry-After
-    ├── UnavailableError     HTTP 503: a rank was lost, or the engine is stopping
-    └── PlacementError       the cluster lacks the resources that the mesh needs
+TinyclusterError
+├── ConfigError          the YAML file or a command-line flag
+├── CheckpointError      a model file: missing, malformed, unsupported
+├── RequestError         one request's fields (HTTP 400), with the field's name
+│   └── ContextLengthError   prompt longer than the context (code context_length_exceeded)
+├── QueueFullError       HTTP 429 with Retry-After
+├── UnavailableError     HTTP 503: a rank was lost, or the engine is stopping
+└── PlacementError       the cluster lacks the resources that the mesh needs
 """
 
 from __future__ import annotations

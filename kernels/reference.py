@@ -28,7 +28,7 @@ SMALLEST_GROUP = np.float32(1e-30)  # below it 127 / max|x| could overflow, and 
 F64 = NDArray[np.float64]
 
 
-def fma(a: F32, b: F32, c: F32) -> F32:
+def fma(a: F32 | np.float32, b: F32 | np.float32, c: F32 | np.float32) -> F32:
     """a * b + c, rounded once to float32.
 
     The product of two float32 is exact in float64. The float64 sum is rounded to odd (Boldo & Melquiond 2008), which
@@ -101,7 +101,8 @@ def rms_norm(x_TN: F32, weight_C: F32, eps: float) -> F32:
         lanes = fma(part, part, lanes)
     mean = add_lanes(lanes) / np.float32(weight_C.shape[0])
     inverse = np.float32(1) / np.sqrt(mean + np.float32(eps))
-    return (rows * inverse[:, None] * weight_C).reshape(x_TN.shape)
+    normed: F32 = rows * inverse[:, None] * weight_C
+    return normed.reshape(x_TN.shape)
 
 
 def quantize_activations(x_TK: F32, bits: int) -> tuple[I32, F32, I32]:
