@@ -54,14 +54,15 @@ class RankActor:
         self, plan: RankPlan, meeting: Meeting, driver: Address, credentials: Credentials, num_threads: int
     ) -> None:
         """Blocks until the driver stops the rank. A driver that ends without a word ends this process."""
-        channel = connect(driver, credentials, self._rank, timeout_s=_CONNECT_TIMEOUT_S)
-        worker = Worker(self._rank, channel=ControlledChannel(channel, self._end))
+        connection = connect(driver, credentials, self._rank, timeout_s=_CONNECT_TIMEOUT_S)
+        channel = ControlledChannel(connection, self._end)
 
         def load(neighbours: Neighbours) -> Runner:
             checkpoint = open_checkpoint(self._model_path())
-            return load_runner(self._blueprint, self._rank, checkpoint, neighbours, worker.channel, num_threads)
+            return load_runner(self._blueprint, self._rank, checkpoint, neighbours, channel, num_threads)
 
-        worker.run(lambda: meet(plan, meeting, self._listeners), load)
+        Worker(self._rank, channel).run(lambda: meet(plan, meeting, self._listeners), load)
+        channel.close()
 
     def _model_path(self) -> Path:
         """Where this node has the model: as the driver found it, or resolved into this node's own cache."""

@@ -20,6 +20,7 @@ from tinycluster.cluster.messages import Challenge, Hello, Welcome
 
 _STRANGER_PAYLOAD_BYTES = 4096
 _STRANGER_TIMEOUT_S = 5.0
+_MAX_STRANGERS = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Listener:
         self._credentials, self._accept = credentials, accept
         self._expected = set(range(num_ranks))
         self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(_MAX_STRANGERS)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, 0), family=family, backlog=num_ranks + 8)
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
@@ -65,7 +67,8 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return  # closed: every rank has come, or the group ended
-            threading.Thread(target=self._greet, args=(connection,), name="greeting", daemon=True).start()
+            self._room.acquire()
+            threading.Thread(target=self._greet, args=(connection,), name="channel", daemon=True).start()
 
     def _greet(self, connection: socket.socket) -> None:
         channel = TcpChannel(connection, epoch=self._credentials.epoch, max_payload_bytes=_STRANGER_PAYLOAD_BYTES)
@@ -74,6 +77,8 @@ class Listener:
         except ChannelClosedError:
             channel.close()
             return
+        finally:
+            self._room.release()
         self._accept(rank, channel)
 
     def _believe(self, channel: TcpChannel) -> int:

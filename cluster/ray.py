@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
-import signal
 import threading
 from typing import Any
 
@@ -16,6 +14,7 @@ from tinycluster.cluster.channel import ChannelClosedError, TcpChannel
 from tinycluster.cluster.config import ModelSettings, Settings
 from tinycluster.cluster.handshake import Credentials, Listener
 from tinycluster.cluster.messages import Message, Stop, encode
+from tinycluster.cluster.process_handles import ProcessHandles
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ranks import Deliver, RankEvent, RankLost
 from tinycluster.cluster.ray_cluster import Reservation, join_or_start, reserve
@@ -36,7 +35,7 @@ def start_ray_ranks(
     join_or_start(settings)
     ranks = RayRanks(blueprint, reserve(model, settings), deliver)
     try:
-        ranks.connect(threads)
+        ranks.start(threads)
     except BaseException:
         ranks.close()
         raise
@@ -56,32 +55,31 @@ class RayRanks:
             secrets.token_hex(8), secrets.token_bytes(32), secrets.randbits(31), blueprint.step_timeout_s
         )
         self._channels: dict[int, TcpChannel] = {}
-        self._has_connected = threading.Condition()
+        self._open: set[int] = set()
+        self._losses: dict[int, str] = {}
+        self._changed = threading.Condition()  # guards the three above
         self._is_closing = threading.Event()
         self._close_lock = threading.Lock()
         self._introductions: list[Introduction] = []
+        self._processes = ProcessHandles(())
+        self._actors: list[Any] = []
         self._runs: list[Any] = []
-        actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RankActor)
-        self._actors = [
-            actor.options(scheduling_strategy=reservation.strategy(rank)).remote(blueprint, rank, self._node_id)
-            for rank in range(self.size)
-        ]
 
-    def connect(self, threads: int | None) -> None:
-        """Hear every rank's introduction, arrange the groups, start `run`, and wait for every rank's channel."""
+    def start(self, threads: int | None) -> None:
+        """Make the actors, hear their introductions, arrange the groups, and wait until `run` has connected."""
+        actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RankActor)
+        for rank in range(self.size):
+            placed = actor.options(scheduling_strategy=self._reservation.strategy(rank))
+            self._actors.append(placed.remote(self._blueprint, rank, self._node_id))
         self._introductions = self._introduce()
+        self._processes = ProcessHandles(
+            introduction.pid for introduction in self._introductions if introduction.node_id == self._node_id
+        )
         credentials = Credentials(self._meeting.secret, self._meeting.epoch, versions(), self._blueprint.digest)
-        listener = Listener(ray.util.get_node_ip_address(), credentials, self.size, self._accept)
+        listener = Listener(ray.util.get_node_ip_address(), credentials, self.size, self._serve_channel)
         try:
-            plans = arrange(self._introductions, self._blueprint.mesh, self._meeting.name)
-            for actor, plan, introduction in zip(self._actors, plans, self._introductions, strict=True):
-                num_threads = threads or max(1, introduction.num_cores // plan.num_ranks_on_node)
-                self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, num_threads))
-            threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
-            with self._has_connected:
-                if not self._has_connected.wait_for(lambda: len(self._channels) == self.size, _START_TIMEOUT_S):
-                    absent = ", ".join(self.name(rank) for rank in range(self.size) if rank not in self._channels)
-                    raise UnavailableError(f"{absent} did not connect within {_START_TIMEOUT_S:.0f} s")
+            self._run(threads, listener, credentials)
+            self._await_channels()
         finally:
             listener.close()
 
@@ -100,23 +98,29 @@ class RayRanks:
         return f"rank {rank} on node {introduction.host} (process {introduction.pid})"
 
     def close(self) -> None:
-        """Ask, then end. Every step of it is bounded; what is gone already is no error."""
+        """Ask, then end. Every wait is bounded, and what is gone already is no error."""
         with self._close_lock:
             if self._is_closing.is_set():
                 return
             self._is_closing.set()
         self.send(Stop())
-        with contextlib.suppress(Exception):
-            ray.wait(self._runs, num_returns=len(self._runs), timeout=_STOP_TIMEOUT_S) if self._runs else None
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open, _STOP_TIMEOUT_S)
         for channel in list(self._channels.values()):
             channel.close()
+        # Without its head node Ray may answer late or never.
+        release = threading.Thread(target=self._release, name="ray-release", daemon=True)
+        release.start()
+        release.join(_STOP_TIMEOUT_S)
+        self._processes.end(_STOP_TIMEOUT_S)
+        for leftover in FOLDER.glob(f"tinycluster-{self._meeting.name}-*"):
+            leftover.unlink(missing_ok=True)
+
+    def _release(self) -> None:
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
-        self._end_stopped_processes()
         self._reservation.release()
-        for leftover in FOLDER.glob(f"tinycluster-{self._meeting.name}-*"):
-            leftover.unlink(missing_ok=True)
 
     def _introduce(self) -> list[Introduction]:
         try:
@@ -135,17 +139,39 @@ class RayRanks:
                 )
         return introductions
 
-    def _accept(self, rank: int, channel: TcpChannel) -> None:
-        with self._has_connected:
+    def _run(self, threads: int | None, listener: Listener, credentials: Credentials) -> None:
+        plans = arrange(self._introductions, self._blueprint.mesh, self._meeting.name)
+        for actor, plan, introduction in zip(self._actors, plans, self._introductions, strict=True):
+            num_threads = threads or max(1, introduction.num_cores // plan.num_ranks_on_node)
+            self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, num_threads))
+        threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
+
+    def _await_channels(self) -> None:
+        def is_decided() -> bool:
+            return len(self._channels) == self.size or bool(self._losses)
+
+        with self._changed:
+            self._changed.wait_for(is_decided, _START_TIMEOUT_S)
+            for rank, sentence in self._losses.items():
+                raise UnavailableError(f"{self.name(rank)} did not start: {sentence}")
+            absent = [self.name(rank) for rank in range(self.size) if rank not in self._channels]
+        if absent:
+            raise UnavailableError(f"{', '.join(absent)} did not connect within {_START_TIMEOUT_S:.0f} s")
+
+    def _serve_channel(self, rank: int, channel: TcpChannel) -> None:
+        """Pass on what a rank says until its channel ends; called in a thread of its own."""
+        with self._changed:
             self._channels[rank] = channel
-            self._has_connected.notify_all()
+            self._open.add(rank)
+            self._changed.notify_all()
         try:
-            while True:
-                message = channel.receive()
-                assert message is not None
+            while (message := channel.receive()) is not None:
                 self._deliver(RankEvent(rank, message))
         except ChannelClosedError as error:
             self._lost(rank, f"its process ended or is out of reach ({error})")
+        with self._changed:
+            self._open.discard(rank)
+            self._changed.notify_all()
 
     def _watch(self) -> None:
         """Every run ends only when the rank does."""
@@ -160,16 +186,12 @@ class RayRanks:
                 return
 
     def _lost(self, rank: int, sentence: str) -> None:
-        if not self._is_closing.is_set():
-            self._deliver(RankEvent(rank, RankLost(sentence)))
-
-    def _end_stopped_processes(self) -> None:
-        """A stopped process hears neither socket nor Ray; here it is killed, elsewhere it ends when it wakes."""
-        for introduction, run in zip(self._introductions, self._runs, strict=False):
-            with contextlib.suppress(Exception):
-                done, _ = ray.wait([run], timeout=0)
-                if not done and introduction.node_id == self._node_id:
-                    os.kill(introduction.pid, signal.SIGKILL)
+        if self._is_closing.is_set():
+            return
+        with self._changed:
+            self._losses.setdefault(rank, sentence)
+            self._changed.notify_all()
+        self._deliver(RankEvent(rank, RankLost(sentence)))
 
 
 def _end_of(run: Any) -> str:
