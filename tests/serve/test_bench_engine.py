@@ -170,4 +170,5 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_two(
     outcome = bench("latency", str(config), *arguments)
     assert outcome.exit_code == 2
     assert sentence in outcome.stderr
-    assert outcome.stderr.count("\n") == 1
+    assert outcome.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in outcome.stderr
