@@ -44,8 +44,8 @@ class ChatClient:
         try:
             listed = self._http.get("/v1/models").raise_for_status().json()
             return str(listed["data"][0]["id"])
-        except httpx.InvalidURL:
-            raise ConfigError(f"--url {self._url!r} is not a URL") from None
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            raise ConfigError(f"--url {self._url!r} is not a URL like http://127.0.0.1:8000") from None
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         except (ValueError, LookupError, TypeError):

@@ -11,6 +11,7 @@ from tinycluster.cluster.driver import Engine
 from tinycluster.cluster.generation import Delta, Generation
 from tinycluster.engine.errors import UnavailableError
 from tinycluster.engine.request import FinishReason, SamplingParams
+from tinycluster.engine.sampling_rules import check_sampling
 
 Step = list[tuple[int, Delta]]
 """What one engine step added: (choice, delta), at most a few per choice."""
@@ -65,7 +66,9 @@ def submit(
     try:
         for prompt in prompts:
             for choice in range(num_choices):
-                generations.append(engine.submit(prompt, sampling(choice)))
+                params = sampling(choice)
+                check_sampling(params, engine.config.vocab_size)
+                generations.append(engine.submit(prompt, params))
     except BaseException:
         for generation in generations:
             generation.abort()

@@ -25,7 +25,7 @@ from tinycluster.cluster.placement import missing, num_cpus_needed, place, repli
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ray_cluster import join_or_start
 from tinycluster.engine.checkpoint import open_checkpoint
-from tinycluster.engine.errors import ConfigError, PlacementError, UnavailableError
+from tinycluster.engine.errors import PlacementError, UnavailableError
 from tinycluster.engine.source import default_cache_dir, resolve
 from tinycluster.serve.app import create_app
 from tinycluster.serve.console import silence
@@ -98,15 +98,11 @@ def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO) -> None
 
 
 def check_before_start(settings: Settings, progress: NewProgress) -> Settings:
-    """What can be wrong without Ray: fronts, the port, and every model's files. ConfigError, CheckpointError.
+    """What can be wrong without Ray: the port and every model's files. ConfigError, CheckpointError.
 
     The settings come back with a real port: Serve's proxy does not say which one it took for port 0.
     """
     server = settings.server
-    if server.front == "haproxy":
-        raise ConfigError("server.front must be direct or proxy, got haproxy")
-    if server.front == "direct" and server.replicas > 1:
-        raise ConfigError(f"server.front must be proxy for several replicas, got direct and {server.replicas} replicas")
     with listen(server.host, server.port) as listener:
         free_port = listener.getsockname()[1]
     cache_dir = settings.cluster.cache_dir or default_cache_dir()

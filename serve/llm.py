@@ -16,6 +16,7 @@ from tinycluster.cluster.generation import Delta, Generation
 from tinycluster.cluster.launch import NewProgress, NoProgress, start_engine
 from tinycluster.engine.errors import ConfigError, QueueFullError
 from tinycluster.engine.request import FinishReason, SamplingParams
+from tinycluster.engine.sampling_rules import check_sampling
 from tinycluster.serve.options import find_config
 
 ChatMessages = Sequence[Mapping[str, Any]]
@@ -75,6 +76,11 @@ class LLM:
         prompts = [self.engine.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
         return self._run(prompts, sampling_params or SamplingParams())
 
+    def submit(self, prompt_token_ids: Sequence[int], sampling_params: SamplingParams) -> Generation:
+        """One generation, to be iterated for its deltas. RequestError, QueueFullError, UnavailableError at once."""
+        check_sampling(sampling_params, self.engine.config.vocab_size)
+        return self.engine.submit(prompt_token_ids, sampling_params)
+
     def close(self) -> None:
         self.engine.close()
 
@@ -106,7 +112,7 @@ class LLM:
 
     def _try_submit(self, prompt: Sequence[int], sampling: SamplingParams, *, can_wait: bool) -> Generation | None:
         try:
-            return self.engine.submit(prompt, sampling)
+            return self.submit(prompt, sampling)
         except QueueFullError:
             if not can_wait:
                 raise
