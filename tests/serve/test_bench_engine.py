@@ -66,7 +66,8 @@ def test_tokens_decoded_during_a_neighbours_prefill_count_in_neither_speed() -> 
 
 
 def test_warm_ups_are_run_and_left_out_and_every_prompt_is_fresh() -> None:
-    engine, done = SteppingEngine(), []
+    engine = SteppingEngine()
+    done: list[int] = []
     options = latency.LatencyOptions((1, 2), Lengths(6, 3), 1, 2, (50,), seed=0)
 
     async def main() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tinycluster.engine.errors import ConfigError
@@ -121,6 +123,6 @@ def test_a_run_without_completed_requests_still_has_every_field() -> None:
         (lambda text: parse_goodput([text]), "ttft:fast", "needs milliseconds"),
     ],
 )
-def test_a_malformed_option_is_one_sentence_with_its_rule(parse, text, rule) -> None:
+def test_a_malformed_option_is_one_sentence_with_its_rule(parse: Callable[[str], object], text: str, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         parse(text)

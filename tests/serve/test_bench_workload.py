@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.workload import (
+    BenchRequest,
     LengthRange,
     PrefixRepetition,
     PromptSource,
@@ -21,6 +24,10 @@ from tinycluster.serve.bench.workload import (
 )
 
 
+def ids_of(requests: tuple[BenchRequest, ...]) -> set[int]:
+    return {token for request in requests for token in request.prompt if isinstance(token, int)}
+
+
 def rng(seed: int = 3) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -29,7 +36,7 @@ def test_random_prompts_are_ids_of_the_vocabulary_with_lengths_in_the_range() ->
     requests = random_requests(rng(), PromptSource(500), 200, LengthRange(20, 0.5), LengthRange(8, 0.25))
     assert {len(request.prompt) for request in requests} == set(range(10, 31))
     assert {request.output_tokens for request in requests} == set(range(6, 11))
-    ids = {token for request in requests for token in request.prompt}
+    ids = ids_of(requests)
     assert min(ids) >= 100
     assert max(ids) == 499
     assert len({request.prompt for request in requests}) == 200
@@ -49,14 +56,16 @@ def test_prompts_are_words_where_only_text_is_accepted() -> None:
 @pytest.mark.parametrize("vocab_size", [2, 3, 150])
 def test_a_tiny_vocabulary_still_gives_ids_below_it(vocab_size: int) -> None:
     requests = random_requests(rng(), PromptSource(vocab_size), 9, LengthRange(9), LengthRange(1))
-    assert max(token for request in requests for token in request.prompt) < vocab_size
+    assert max(ids_of(requests)) < vocab_size
 
 
 @pytest.mark.parametrize("vocab_size", [1000, None])
 def test_prefix_repetition_shares_each_prefix_evenly_with_fresh_suffixes(vocab_size: int | None) -> None:
     shape = PrefixRepetition(num_prefixes=3, prefix_len=16, suffix_len=5, output_len=2)
     requests = prefix_repetition_requests(rng(), PromptSource(vocab_size), 12, shape)
-    prompts = [request.prompt if vocab_size else tuple(request.prompt.split(" ")) for request in requests]
+    prompts = [
+        tuple(prompt.split(" ")) if isinstance(prompt := request.prompt, str) else prompt for request in requests
+    ]
     counts: dict[object, int] = {}
     for prompt in prompts:
         assert len(prompt) == 21
@@ -65,7 +74,7 @@ def test_prefix_repetition_shares_each_prefix_evenly_with_fresh_suffixes(vocab_s
     assert len(set(prompts)) == 12
 
 
-def test_sharegpt_takes_first_turns_and_estimates_output_lengths_from_replies(tmp_path) -> None:
+def test_sharegpt_takes_first_turns_and_estimates_output_lengths_from_replies(tmp_path: Path) -> None:
     path = tmp_path / "sharegpt.json"
     turn = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "x" * 40}]
     path.write_text(json.dumps([{"conversations": turn}, {"conversations": turn[:1]}, {"conversations": []}]))
@@ -74,7 +83,7 @@ def test_sharegpt_takes_first_turns_and_estimates_output_lengths_from_replies(tm
     assert sharegpt_requests(rng(), path, 1, 77)[0].output_tokens == 77
 
 
-def test_custom_lines_hold_text_or_ids_and_may_name_their_output_length(tmp_path) -> None:
+def test_custom_lines_hold_text_or_ids_and_may_name_their_output_length(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "Hi"}\n\n{"prompt": [5, 6], "output_tokens": 9}\n')
     requests = custom_requests(rng(), path, 2, 4)
@@ -82,7 +91,7 @@ def test_custom_lines_hold_text_or_ids_and_may_name_their_output_length(tmp_path
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "no json", '{"prompt": 5}', '{"prompt": ["a"]}'])
-def test_a_malformed_custom_line_is_named_by_file_and_number(tmp_path, line: str) -> None:
+def test_a_malformed_custom_line_is_named_by_file_and_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "Hi"}\n' + line + "\n")
     with pytest.raises(ConfigError, match=r"prompts\.jsonl:2"):
@@ -90,7 +99,7 @@ def test_a_malformed_custom_line_is_named_by_file_and_number(tmp_path, line: str
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", None])
-def test_an_unusable_sharegpt_file_is_a_sentence(tmp_path, content: str | None) -> None:
+def test_an_unusable_sharegpt_file_is_a_sentence(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "sharegpt.json"
     if content is not None:
         path.write_text(content)
@@ -131,6 +140,6 @@ def test_zero_and_one_request_have_as_many_arrivals(count: int) -> None:
         (lambda: PrefixRepetition(num_prefixes=0), "--prefix-repetition-num-prefixes"),
     ],
 )
-def test_an_impossible_load_is_a_sentence(build, rule: str) -> None:
+def test_an_impossible_load_is_a_sentence(build: Callable[[], object], rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         build()
