@@ -5,15 +5,15 @@ A mistake is one sentence with the field, the value and the rule; an unknown key
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tinycluster.cluster.config_errors import sentence_of, unknown_key
 from tinycluster.engine.errors import ConfigError
 
 WeightsFormat = Literal["stored", "f32", "bf16", "f16", "q8", "q4"]
@@ -160,7 +160,7 @@ def load_settings(path: Path, overrides: Mapping[str, Any] = {}) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from None
+        raise ConfigError(f"{path}: {sentence_of(error, Settings)}") from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -214,7 +214,7 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
         for model in models if isinstance(models, list) else []:
             _put(model, dotted.split("."), value, dotted)
     else:
-        raise ConfigError(_unknown(first, dotted, [*Settings.model_fields, *ModelSettings.model_fields]))
+        raise ConfigError(unknown_key(first, dotted, [*Settings.model_fields, *ModelSettings.model_fields]))
 
 
 def _put(node: Any, parts: list[str], value: Any, dotted: str) -> None:
@@ -232,59 +232,3 @@ def _put(node: Any, parts: list[str], value: Any, dotted: str) -> None:
             node = node.setdefault(key, {})
         else:
             node = node[key]
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first problem: unknown keys before wrong values, because a misspelt key also leaves its field missing."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problem = problems[0]
-    location = list(problem["loc"])
-    field = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        return _unknown(str(location[-1]), field, list(_keys_at(location[:-1])))
-    if problem["type"] == "missing":
-        return f"{field} is missing"
-    if problem["type"] == "model_type":
-        return f"{field} must be a mapping, got {problem['input']!r}"
-    rule = problem["msg"].removeprefix("Value error, ").replace("Input should", "must").replace("'", '"')
-    for jargon, plain in _PLAIN.items():
-        rule = rule.replace(jargon, plain)
-    if not rule.startswith("must"):
-        return f"{field}: {rule}" if field else rule
-    return f"{field} {rule}, got {problem['input']!r}"
-
-
-_PLAIN = {
-    "String must": "must",
-    "must be a valid tuple": "must be a list",
-    "must be a valid string": "must be text",
-    "must be a valid integer": "must be a whole number",
-    ", unable to parse string as an integer": "",
-    ", got a number with a fractional part": "",
-    "String should": "must",
-}
-
-
-def _unknown(key: str, field: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"{field} is not a setting; the nearest is {nearest[0]}" if nearest else f"{field} is not a setting"
-
-
-def _keys_at(location: list[Any]) -> Iterator[str]:
-    """The keys that the section at a location may hold, as they are written in the file."""
-    section: type[BaseModel] = Settings
-    for part in location:
-        if isinstance(part, str):
-            section = _SECTIONS[part]
-    for name, field in section.model_fields.items():
-        yield field.alias or name
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "models": ModelSettings,
-    "mesh": MeshSettings,
-    "kv_cache": KVCacheSettings,
-    "limits": LimitsSettings,
-    "cluster": ClusterSettings,
-    "server": ServerSettings,
-}

@@ -70,3 +70,19 @@ def answers(source: Path, prompts: Sequence[Sequence[int]], sampling: SamplingPa
 def prompt_of(length: int, *, first: int = 3) -> list[int]:
     """Tokens that all differ from their neighbours; the tiny tokenizers know at least 260."""
     return [3 + (first * 31 + 7 * index) % 250 for index in range(length)]
+
+
+class Line:
+    """A line of progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.label, self.num_bytes, self.total_bytes, self.is_finished = "", 0, 0, False
+
+    def start(self, label: str, total_bytes: int | None) -> None:
+        self.label, self.total_bytes = label, total_bytes or 0
+
+    def advance(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+
+    def finish(self) -> None:
+        self.is_finished = True

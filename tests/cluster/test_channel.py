@@ -61,7 +61,12 @@ def test_messages_arrive_in_order_and_both_ways(pair: tuple[TcpChannel, TcpChann
 
 def test_messages_of_several_threads_are_not_mixed(pair: tuple[TcpChannel, TcpChannel]) -> None:
     near, far = pair
-    threads = [threading.Thread(target=lambda: [near.send(LoadProgress(i, i)) for i in range(200)]) for _ in range(3)]
+
+    def send_many() -> None:
+        for count in range(200):
+            near.send(LoadProgress(count, count))
+
+    threads = [threading.Thread(target=send_many) for _ in range(3)]
     for thread in threads:
         thread.start()
     received = [far.receive(10) for _ in range(600)]

@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_documentation(file: Path) -> None:
 
 def test_settings_cannot_be_changed(file: Path) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        load_settings(file).models[0].name = "b"  # type: ignore[misc]
+        load_settings(file).models[0].name = "b"
 
 
 @pytest.mark.parametrize(

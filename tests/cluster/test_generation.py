@@ -20,7 +20,7 @@ def never_aborted(request_id: int) -> None:
 class CountingLoop(asyncio.SelectorEventLoop):
     num_wakes = 0
 
-    def call_soon_threadsafe(self, *arguments: Any, **options: Any) -> asyncio.Handle:
+    def call_soon_threadsafe(self, *arguments: Any, **options: Any) -> asyncio.Handle:  # type: ignore[override]
         self.num_wakes += 1
         return super().call_soon_threadsafe(*arguments, **options)
 
@@ -74,8 +74,7 @@ def test_a_cancelled_reader_aborts_its_request() -> None:
 def test_a_reader_whose_loop_is_gone_harms_nobody() -> None:
     gone, here, hand_over = Generation(1, lambda request_id: None), Generation(2, never_aborted), HandOver()
     loop = asyncio.new_event_loop()
-    deltas = gone.__aiter__()
-    waiting = loop.create_task(deltas.__anext__())  # type: ignore[arg-type]
+    waiting = loop.create_task(collect(gone))
     loop.run_until_complete(asyncio.sleep(0))
     reader = gone._reader
     waiting.cancel()

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.cluster.engines import GREEDY, answers, engine_for, prompt_of, read, settings_for
+from tests.cluster.engines import GREEDY, Line, answers, engine_for, prompt_of, read, settings_for
 from tests.parity.random_model import CASES, write_folder
 from tinycluster.cluster import local
 from tinycluster.cluster.launch import start_engine
+from tinycluster.cluster.worker import load_runner
 from tinycluster.engine.errors import CheckpointError, ConfigError, UnavailableError
 
 WITHOUT_RAY = """
 import sys
 from pathlib import Path
-from tests.cluster.engines import GREEDY, answers, prompt_of
+from tests.cluster.engines import GREEDY, Line, answers, prompt_of
 answers(Path(sys.argv[1]), [prompt_of(5)], GREEDY, mesh={"tensor": 2})
 assert not [name for name in sys.modules if name.split(".")[0] == "ray"], "ray was imported"
 """
@@ -73,29 +74,13 @@ def test_loading_is_reported_by_every_rank(tiny_model: Path) -> None:
     assert all(line.num_bytes == line.total_bytes > 0 and line.is_finished for line in loading)
 
 
-class Line:
-    def __init__(self) -> None:
-        self.label, self.num_bytes, self.total_bytes, self.is_finished = "", 0, 0, False
-
-    def start(self, label: str, total_bytes: int | None) -> None:
-        self.label, self.total_bytes = label, total_bytes or 0
-
-    def advance(self, num_bytes: int) -> None:
-        self.num_bytes += num_bytes
-
-    def finish(self) -> None:
-        self.is_finished = True
-
-
 def test_a_rank_that_cannot_load_is_named_and_nothing_is_left(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = local.load_runner
-
     def fail_on_rank_1(blueprint: Any, rank: int, *arguments: Any, **options: Any) -> Any:
         if rank == 1:
             raise MemoryError("no room for weights")
-        return load(blueprint, rank, *arguments, **options)
+        return load_runner(blueprint, rank, *arguments, **options)
 
     monkeypatch.setattr(local, "load_runner", fail_on_rank_1)
     with pytest.raises(UnavailableError, match=r"rank 1 .*did not start: MemoryError: no room for weights"):
