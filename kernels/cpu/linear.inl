@@ -53,7 +53,7 @@ inline int32_t quad_at(const int8_t* codes, int j) {
 template <Format FORMAT, int PLANES, int NT, int TB>
 void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0, int64_t g1,
                    Accumulators<NT, TB>& sums) {
-  Accumulators<NT, TB> acc = sums;  // a copy can live in registers
+  Accumulators<NT, TB> acc = sums;                       // a copy can live in registers
   constexpr int VECTORS = FORMAT == Format::q8 ? 8 : 4;  // of 64 bytes per group and tile
   const int64_t G = a.weight->groups();
   const uint8_t* codes = static_cast<const uint8_t*>(a.weight->values) + tile * G * VECTORS * 64;
