@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.engine.scheduler_simulation import VOCAB_SIZE, Simulation, random_shape, simulate_all
 from tinycluster.engine import scheduler as scheduler_module
-from tinycluster.engine.request import RequestOutput, Row, SamplingParams, StepResult
+from tinycluster.engine.request import FinishReason, RequestOutput, Row, SamplingParams, StepResult
 from tinycluster.engine.scheduled_request import ScheduledRequest
 from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.step_budget import StepBudget
