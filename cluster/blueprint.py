@@ -36,6 +36,7 @@ class Blueprint:
     mesh: Mesh
     stages: tuple[range, ...]
     weights: WeightsFormat
+    activation_bits: int
     max_model_len: int
     num_blocks: int
     block_tokens: int
@@ -78,6 +79,7 @@ def draw(
         mesh=mesh,
         stages=stages,
         weights=model.weights,
+        activation_bits=8 if model.activations == "int8" else 16,
         max_model_len=max_model_len,
         num_blocks=_num_blocks(model, config, mesh, stages, max_model_len),
         block_tokens=model.kv_cache.block_tokens,

@@ -96,6 +96,8 @@ class ModelSettings(_Section):
     sha256: str | None = None
     """The digest that the downloaded file must have."""
     weights: WeightsFormat = "stored"
+    activations: Literal["int16", "int8"] = "int16"
+    """How finely q8 and q4 matrices see their input. int16 keeps float32's answers; int8 prefills faster."""
     mesh: MeshSettings = MeshSettings()
     device: Literal["cpu", "cuda"] = "cpu"
     kv_cache: KVCacheSettings = KVCacheSettings()

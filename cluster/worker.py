@@ -62,6 +62,7 @@ def load_runner(
         PagedCache(program.kv, blueprint.num_blocks, blueprint.block_tokens),
         StageCollectives(neighbours.tensor_group, neighbours.previous, neighbours.next),
         num_threads,
+        activation_bits=blueprint.activation_bits,
     )
     sampler = Sampler(softmax_f32)
     return Runner(executor, sampler, neighbours.tensor_group, is_only_stage=blueprint.mesh.pipeline == 1)

@@ -74,7 +74,9 @@ class RoundedToBf16:
         return DenseTensor("bf16", f32_to_bf16(dequantize(self._checkpoint.read(name, slices))))
 
 
-def load_executor(checkpoint: Checkpoint, weights: WeightsFormat, *, window: int, num_threads: int) -> NativeExecutor:
+def load_executor(
+    checkpoint: Checkpoint, weights: WeightsFormat, *, window: int, num_threads: int, activation_bits: int = 16
+) -> NativeExecutor:
     """The whole model on one rank, with a cache for one request of `window` tokens."""
     config = checkpoint.config
     shares = Shares(0, (1.0,), config.num_attention_heads, config.num_key_value_heads)
@@ -87,6 +89,7 @@ def load_executor(checkpoint: Checkpoint, weights: WeightsFormat, *, window: int
         PagedCache(program.kv, _num_blocks(window), BLOCK_TOKENS),
         StageCollectives(LocalGroup(1, timeout_s=COLLECTIVE_TIMEOUT_S).communicator(0), None, None),
         num_threads,
+        activation_bits=activation_bits,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Group
 
-from tinycluster.cluster.config import Settings
+from tinycluster.cluster.config import ModelSettings, Settings
 from tinycluster.cluster.local import num_cores
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint, validate
 from tinycluster.engine.errors import ConfigError
@@ -48,7 +48,8 @@ def parse_formats(text: str) -> tuple[WeightsFormat, ...]:
 
 def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hidden: bool) -> dict[str, Any]:
     """Load the model once per format, one after the other, and measure each. ConfigError, CheckpointError."""
-    checkpoint = _open(settings, model)
+    entry = _entry(settings, model)
+    checkpoint = _open(settings, entry)
     tokens = read_tokens(checkpoint, options)
     results = []
     with progress_bar("tokens", len(options.formats) * len(tokens), hidden=hidden) as on_tokens:
@@ -56,7 +57,11 @@ def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hi
         for weights in options.formats:
             started_s = time.perf_counter()
             executor = load_executor(
-                checkpoint, weights, window=options.window, num_threads=options.threads or num_cores()
+                checkpoint,
+                weights,
+                window=options.window,
+                num_threads=options.threads or num_cores(),
+                activation_bits=8 if entry.activations == "int8" else 16,
             )
             measured = measure(executor, tokens, window=options.window, on_tokens=on_tokens)
             reference = reference or measured
@@ -70,11 +75,15 @@ def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hi
     }
 
 
-def _open(settings: Settings, name: str | None) -> Checkpoint:
+def _entry(settings: Settings, name: str | None) -> ModelSettings:
     model = next((entry for entry in settings.models if name in (None, entry.name)), None)
     if model is None:
         names = ", ".join(entry.name for entry in settings.models)
         raise ConfigError(f"the configuration has no model {name!r}; it has {names}")
+    return model
+
+
+def _open(settings: Settings, model: ModelSettings) -> Checkpoint:
     cache_dir = settings.cluster.cache_dir or default_cache_dir()
     with Bars() as bars:
         path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=bars())

@@ -89,6 +89,14 @@ def test_every_format_is_exact_on_every_mesh(tmp_path: Path, case: str, weights:
     assert answers(folder, PROMPTS, SAMPLED, weights=weights, mesh={"tensor": 3, "pipeline": 2}) == alone
 
 
+def test_8_bit_activations_are_exact_too_and_round_more(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, CASES["qwen3_tied"], seed=9)
+    alone = answers(folder, PROMPTS, SAMPLED, weights="q8", activations="int8")
+    mesh = {"tensor": 3, "pipeline": 2}
+    assert answers(folder, PROMPTS, SAMPLED, weights="q8", activations="int8", mesh=mesh) == alone
+    assert answers(folder, PROMPTS, SAMPLED, weights="q8") != alone
+
+
 def test_the_real_model_is_exact(smollm2_path: Path) -> None:
     def run(**changes: Any) -> list[Answer]:
         return answers(
