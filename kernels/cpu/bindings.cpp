@@ -198,8 +198,8 @@ class Cpu {
       pool_.run(args.T, 16, [&](int64_t begin, int64_t end) { kernels_->quantize(w, args.x, args.xq, begin, end); });
     }
     std::atomic<bool> fits{true};
-    // Small pieces even out the threads; at least four tiles keep several chains in flight for one token.
-    const int64_t piece = std::max<int64_t>(4, w.tiles() / (8 * pool_.num_threads()) / 4 * 4);
+    // Small pieces even out the threads, long ones stream from memory; four tiles keep several chains in flight.
+    const int64_t piece = std::max<int64_t>(4, w.tiles() / (4 * pool_.num_threads()) / 4 * 4);
     pool_.run(w.tiles(), piece, [&](int64_t begin, int64_t end) {
       if (!kernels_->linear(args, begin, end)) fits.store(false, std::memory_order_relaxed);
     });

@@ -68,7 +68,10 @@ void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0,
     for (int v = 0; v < VECTORS; ++v) {
       U8x64 w[NT], w_high[NT];
       for (int n = 0; n < NT; ++n) {
-        const U8x64 bytes = load_bytes(codes + ((n * G + g) * VECTORS + v) * 64);
+        const uint8_t* at = codes + ((n * G + g) * VECTORS + v) * 64;
+        // A tile is a short stream, too short for the hardware to foresee: ask for the same place of the next tiles.
+        if (TB <= 2) prefetch(at + NT * G * VECTORS * 64);
+        const U8x64 bytes = load_bytes(at);
         w[n] = FORMAT == Format::q8 ? bytes : low_nibbles(bytes);
         if (FORMAT == Format::q4) w_high[n] = high_nibbles(bytes);
       }

@@ -22,6 +22,8 @@ namespace {
 
 constexpr int LANES = 16;
 
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // The first n lanes from memory, zeros in the rest.
 inline F32x16 load_first(const float* p, int n) {
   if (n >= LANES) return load(p);
