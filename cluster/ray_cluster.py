@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tinycluster.cluster.config import ModelSettings, Settings
@@ -19,25 +21,63 @@ OBJECT_STORE_BYTES = 200 * 10**6
 """Almost nothing goes through Ray's object store."""
 
 
+_ANSWER_TIMEOUT_S = 5.0
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
 def join_or_start(settings: Settings) -> None:
-    """Connect to Ray: `auto` joins the one that runs here (or RAY_ADDRESS), else starts one for this process."""
+    """Connect to Ray. `auto` joins RAY_ADDRESS or what `ray start` left running here, else starts one for this process.
+
+    A Ray that another process started for itself is left alone: it ends with that process. ConfigError when nothing
+    answers at an address that was given.
+    """
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = settings.cluster.address
-    try:
-        ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        if address != "auto" or os.environ.get("RAY_ADDRESS"):
-            where = os.environ.get("RAY_ADDRESS") or address
-            raise ConfigError(f"cluster.address: no Ray answers at {where}; {error}") from None
+    given = settings.cluster.address if settings.cluster.address != "auto" else os.environ.get("RAY_ADDRESS")
+    if given:
+        _join(given)
+    elif (here := _address_of_ray_start()) is not None and answers(here):
+        # Without an address Ray finds the same one, and takes the token of ~/.ray where there is one.
+        ray.init(**_QUIET)
+    else:
         ray.init(
             address="local",
             num_cpus=max(num_cores(), num_cpus_needed(settings)),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
+            **_QUIET,
         )
+
+
+def _join(address: str) -> None:
+    if not answers(address):
+        raise ConfigError(f"cluster.address: no Ray answers at {address}")
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"cluster.address: cannot join the Ray at {address}: {str(error).splitlines()[0]}; versions must be equal, "
+            "and a Ray with tokens needs RAY_AUTH_MODE=token and the head's ~/.ray/auth_token"
+        ) from None
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at host:port. Ray itself would ask for ten minutes and longer."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _address_of_ray_start() -> str | None:
+    """`ray start` notes the head's address in the folder of Ray's sessions; `ray stop` removes the note."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    try:
+        return (folder / "ray" / "ray_current_cluster").read_text().strip() or None
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)

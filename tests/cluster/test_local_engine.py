@@ -95,7 +95,7 @@ def test_a_number_out_of_range_ends_the_engine_with_a_sentence(tmp_path: Path, m
     weights["model.layers.0.mlp.down_proj.weight"] *= np.float32(1e30)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with closing(engine_for(folder, mesh=mesh)) as engine:
-        with pytest.raises(UnavailableError, match=r"rank 0 .*down_proj\.weight: a partial sum is not smaller than"):
+        with pytest.raises(UnavailableError, match=r"rank [01] .*down_proj\.weight: a partial sum is not smaller than"):
             list(engine.submit(prompt_of(5), GREEDY))
         engine.close()
     assert rank_threads() == []
