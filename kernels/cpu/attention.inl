@@ -146,8 +146,10 @@ void attention(const AttentionArgs& a, const AttentionTask& task) {
       j1[r] = int((last[r] < end ? last[r] : end) - start);
     }
     int r = 0;
-    for (; r + 4 <= rows; r += 4) attend_rows<4>(a, block, q + r, j0 + r, j1 + r, s, r, out + r);
-    for (; r + 2 <= rows; r += 2) attend_rows<2>(a, block, q + r, j0 + r, j1 + r, s, r, out + r);
+    if constexpr (MOST_SUMS > 1) {
+      for (; r + 4 <= rows; r += 4) attend_rows<4>(a, block, q + r, j0 + r, j1 + r, s, r, out + r);
+      for (; r + 2 <= rows; r += 2) attend_rows<2>(a, block, q + r, j0 + r, j1 + r, s, r, out + r);
+    }
     for (; r < rows; ++r) attend_rows<1>(a, block, q + r, j0 + r, j1 + r, s, r, out + r);
   }
   for (int r = 0; r < rows; ++r)

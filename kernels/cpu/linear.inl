@@ -64,7 +64,7 @@ void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0,
         dots[0][n][t] = iset1(FORMAT == Format::q8 ? -128 * a.xq.sums[(token + t) * G + g] : 0);
         if (PLANES == 2) dots[PLANES - 1][n][t] = iset1(0);
       }
-#pragma GCC unroll 8
+    UNROLL
     for (int v = 0; v < VECTORS; ++v) {
       U8x64 w[NT], w_high[NT];
       for (int n = 0; n < NT; ++n) {
@@ -75,7 +75,7 @@ void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0,
         w[n] = FORMAT == Format::q8 ? bytes : low_nibbles(bytes);
         if (FORMAT == Format::q4) w_high[n] = high_nibbles(bytes);
       }
-#pragma GCC unroll 8
+      UNROLL
       for (int t = 0; t < TB; ++t)
         for (int plane = 0; plane < PLANES; ++plane) {
           const int8_t* x = (plane ? a.xq.high : a.xq.low) + ((token + t) * G + g) * GROUP;
@@ -166,23 +166,30 @@ bool linear_tiles(const LinearArgs& a, int64_t tile) {
   bool fits = true;
   int64_t t = 0;
   for (; t + TB <= a.T; t += TB) fits &= linear_block<FORMAT, NT, TB>(a, tile, t);
-  if (TB > 4 && t + 4 <= a.T) fits &= linear_block<FORMAT, NT, 4>(a, tile, t), t += 4;
-  if (TB > 2 && t + 2 <= a.T) fits &= linear_block<FORMAT, NT, 2>(a, tile, t), t += 2;
-  if (t < a.T) fits &= linear_block<FORMAT, NT, 1>(a, tile, t);
+  if constexpr (TB > 4)
+    if (t + 4 <= a.T) fits &= linear_block<FORMAT, NT, 4>(a, tile, t), t += 4;
+  if constexpr (TB > 2)
+    if (t + 2 <= a.T) fits &= linear_block<FORMAT, NT, 2>(a, tile, t), t += 2;
+  if constexpr (TB > 1)
+    if (t < a.T) fits &= linear_block<FORMAT, NT, 1>(a, tile, t);
   return fits;
 }
 
-// Blocks of sums that fill the 32 registers of AVX-512 without spilling: for few tokens more tiles, since several
-// chains at once hide the latency of one; grouped formats with 16-bit codes keep two integer sums beside each float.
+// Blocks of sums that fill the registers without spilling: for few tokens more tiles, since several chains at once hide
+// the latency of one; grouped formats with 16-bit codes keep two integer sums beside each float.
 template <Format FORMAT>
 bool linear_format(const LinearArgs& a, int64_t begin, int64_t end) {
-  constexpr bool GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
   bool fits = true;
   int64_t tile = begin;
-  if (a.T < 4)
-    for (; tile + 4 <= end; tile += 4) fits &= linear_tiles<FORMAT, 4, 2>(a, tile);
-  for (; tile + 2 <= end; tile += 2) fits &= linear_tiles<FORMAT, 2, GROUPED ? 4 : 8>(a, tile);
-  for (; tile < end; ++tile) fits &= linear_tiles<FORMAT, 1, 8>(a, tile);
+  if constexpr (MOST_SUMS > 1) {
+    if (a.T < 4)
+      for (; tile + 4 <= end; tile += 4) fits &= linear_tiles<FORMAT, 4, MOST_SUMS / 4>(a, tile);
+  }
+  if constexpr (MOST_SUMS > 4) {
+    constexpr bool GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
+    for (; tile + 2 <= end; tile += 2) fits &= linear_tiles<FORMAT, 2, GROUPED ? MOST_SUMS / 2 : MOST_SUMS>(a, tile);
+  }
+  for (; tile < end; ++tile) fits &= linear_tiles<FORMAT, 1, MOST_SUMS>(a, tile);
   return fits;
 }
 

@@ -1,7 +1,12 @@
 // Sixteen lanes as two AVX2 registers. See simd_plain.h for what each operation means.
 #pragma once
 
+#define UNROLL _Pragma("GCC unroll 8")
+
 namespace {
+
+// Sixteen registers hold a block of four sums; thirty-two hold eight.
+constexpr int MOST_SUMS = 4;
 
 struct F32x16 {
   __m256 low, high;

@@ -1,7 +1,12 @@
 // Sixteen lanes as one AVX-512 register. See simd_plain.h for what each operation means.
 #pragma once
 
+#define UNROLL _Pragma("GCC unroll 8")
+
 namespace {
+
+// Thirty-two registers hold a block of eight sums beside their integer sums.
+constexpr int MOST_SUMS = 8;
 
 using F32x16 = __m512;
 struct I32x16 {
