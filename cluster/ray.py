@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import threading
@@ -118,8 +117,10 @@ class RayRanks:
 
     def _release(self) -> None:
         for actor in self._actors:
-            with contextlib.suppress(Exception):
+            try:
                 ray.kill(actor)
+            except Exception as error:
+                log.debug("an actor was not ended, Ray may be gone already: %s", error)
         self._reservation.release()
 
     def _introduce(self) -> list[Introduction]:

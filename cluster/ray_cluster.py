@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def answers(address: str) -> bool:
 
 def _address_of_ray_start() -> str | None:
     """`ray start` notes the head's address in the folder of Ray's sessions; `ray stop` removes the note."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     try:
         return (folder / "ray" / "ray_current_cluster").read_text().strip() or None
     except OSError:
@@ -97,8 +97,10 @@ class Reservation:
 
     def release(self) -> None:
         if self.is_own:
-            with contextlib.suppress(Exception):  # Ray may be gone already
+            try:
                 ray.util.remove_placement_group(self.group)
+            except Exception as error:
+                log.debug("a placement group was not removed, Ray may be gone already: %s", error)
 
 
 def reserve(model: ModelSettings, settings: Settings) -> Reservation:
