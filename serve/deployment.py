@@ -7,29 +7,25 @@ clients ──HTTP──► replica's own port (front: direct), or Serve's proxy
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
+from urllib.request import urlopen
 from uuid import uuid4
 
 from fastapi import FastAPI
 
-from tinycluster.cluster.blueprint import draw
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.launch import NewProgress
 from tinycluster.cluster.placement import missing, num_cpus_needed, place, replica_bundles
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ray_cluster import join_or_start
-from tinycluster.engine.checkpoint import open_checkpoint
-from tinycluster.engine.errors import PlacementError, UnavailableError
-from tinycluster.engine.source import default_cache_dir, resolve
+from tinycluster.engine.errors import ConfigError, PlacementError, UnavailableError
 from tinycluster.serve.app import create_app
 from tinycluster.serve.console import silence
-from tinycluster.serve.http_server import listen
 from tinycluster.serve.local_server import Failure, announce
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.replica import LoadingLine, Replica, ReplicaState
@@ -38,10 +34,13 @@ from tinycluster.serve.signals import raise_on_signals
 # cluster/quiet_ray.py sets what Ray reads from the environment when it is imported, so it comes first.
 from ray import serve  # isort: skip
 
+log = logging.getLogger(__name__)
+
 MAX_ONGOING_REQUESTS = 10_000
 """Admission is the scheduler's: Serve must not hold requests back (its default is 5)."""
 POLL_S = 0.1
 CALL_TIMEOUT_S = 5.0
+PROXY_TIMEOUT_S = 10.0
 _CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
 
 
@@ -77,10 +76,8 @@ class Ingress:
             raise self._replica.failure
 
 
-def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO) -> None:
-    """Serve until a signal (StopSignal) or until a rank is lost (UnavailableError)."""
-    started_s = time.monotonic()
-    settings = check_before_start(settings, progress)
+def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO, started_s: float) -> None:
+    """Serve settings that `preflight.py` has checked until StopSignal, or UnavailableError when a rank is lost."""
     with ExitStack() as quiet, ExitStack() as running:
         join_or_start(settings)
         # Ray has put a handler of its own in place that aborts the process on SIGTERM.
@@ -92,31 +89,15 @@ def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO) -> None
         running.callback(quiet.enter_context, silence())
         handle = deploy(settings, name)
         state = wait_until_ready(settings, handle, progress)
-        url = state.url or proxy_url(settings)
+        url = state.url or await_proxy(settings)
         announce(url, state.models, time.monotonic() - started_s, out)
         raise watch(settings, handle)
-
-
-def check_before_start(settings: Settings, progress: NewProgress) -> Settings:
-    """What can be wrong without Ray: the port and every model's files. ConfigError, CheckpointError.
-
-    The settings come back with a real port: Serve's proxy does not say which one it took for port 0.
-    """
-    server = settings.server
-    with listen(server.host, server.port) as listener:
-        free_port = listener.getsockname()[1]
-    cache_dir = settings.cluster.cache_dir or default_cache_dir()
-    for model in settings.models:
-        path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=progress())
-        timeout_s = settings.cluster.step_timeout_s
-        draw(model, open_checkpoint(path), path=path, cache_dir=cache_dir, step_timeout_s=timeout_s)
-    return settings.model_copy(update={"server": server.model_copy(update={"port": free_port})})
 
 
 @contextmanager
 def serve_running(settings: Settings) -> Iterator[None]:
     """Ray Serve with the proxy that `front` asks for. A Serve that was there before stays; ours is shut down."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     is_ours = _CONTROLLER not in ray.util.list_named_actors(all_namespaces=True)
     if settings.server.front == "direct":
         serve.start(proxy_location="Disabled")
@@ -127,7 +108,7 @@ def serve_running(settings: Settings) -> Iterator[None]:
         yield
     finally:
         if is_ours:
-            with contextlib.suppress(Exception):
+            with _perhaps_gone("Serve"):
                 serve.shutdown()
 
 
@@ -225,8 +206,17 @@ def _show(shown: dict[Any, Any], key: tuple[str, int], line: LoadingLine, progre
     shown[key] = (line, bar)
 
 
-def proxy_url(settings: Settings) -> str:
-    return f"http://{settings.server.host}:{settings.server.port}"
+def await_proxy(settings: Settings) -> str:
+    """The URL of Serve's proxy once it knows our routes. ConfigError where a Serve that was there has another one."""
+    url = f"http://{settings.server.host}:{settings.server.port}"
+    deadline_s = time.monotonic() + PROXY_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        try:
+            with urlopen(f"{url}/health", timeout=1):
+                return url
+        except OSError:
+            time.sleep(POLL_S)
+    raise ConfigError(f"Ray Serve does not answer at {url}: one that ran here before keeps the address it started with")
 
 
 def watch(settings: Settings, handle: Any) -> UnavailableError:
@@ -236,7 +226,8 @@ def watch(settings: Settings, handle: Any) -> UnavailableError:
     def ask() -> None:
         try:
             failure.report(handle.failure.remote().result())
-        except Exception:
+        except Exception as error:
+            log.debug("the replica cannot be asked any more", exc_info=error)
             failure.report(UnavailableError("the replica's process ended; restart the server"))
 
     if settings.server.replicas == 1:
@@ -245,11 +236,20 @@ def watch(settings: Settings, handle: Any) -> UnavailableError:
 
 
 def delete(name: str) -> None:
-    """Stop the replica, then delete the application. What is gone already is no error."""
-    with contextlib.suppress(Exception):
+    """Stop the replica, then delete the application."""
+    with _perhaps_gone("the replica"):
         _call(serve.get_app_handle(name).stop)
-    with contextlib.suppress(Exception):
+    with _perhaps_gone("the application"):
         serve.delete(name)
+
+
+@contextmanager
+def _perhaps_gone(what: str) -> Iterator[None]:
+    """At the end, what cannot be ended has ended before."""
+    try:
+        yield
+    except Exception as error:
+        log.debug("%s could not be ended", what, exc_info=error)
 
 
 def _call(method: Any) -> Any:

@@ -11,8 +11,10 @@ from starlette.types import ASGIApp
 from tinycluster.engine.errors import ConfigError, UnavailableError
 
 BACKLOG = 2048
-STOP_GRACE_S = 2
-"""Answers that are still running get so long when the server stops."""
+DRAIN_S = 1.0
+"""Answers that are still running get so long when the server stops; then their engines end them."""
+STOP_S = 4
+"""After the drain and this time, what still runs is cancelled."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -38,7 +40,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 class HttpServer:
-    """Serves `app` on `listener` until `stop`, which also closes the listener."""
+    """Serves `app` on `listener` from `start` until `stop`, which also closes the listener."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         config = uvicorn.Config(
@@ -48,7 +50,7 @@ class HttpServer:
             lifespan="off",
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=STOP_GRACE_S,
+            timeout_graceful_shutdown=STOP_S,
         )
         self._listener = listener
         self._server = _Server(config)
@@ -60,10 +62,16 @@ class HttpServer:
         if not self._server.started:
             raise UnavailableError("the HTTP server did not start; the log has the reason")
 
-    def stop(self) -> None:
-        """No new connections; running answers get STOP_GRACE_S, then they are cancelled."""
+    def drain(self) -> None:
+        """No new connections; running answers get DRAIN_S to end by themselves."""
         self._server.should_exit = True
-        self._thread.join(STOP_GRACE_S + 3)
+        self._thread.join(DRAIN_S)
+
+    def stop(self) -> None:
+        """The end. Close the engines between `drain` and `stop`: every stream then ends with an error of its own."""
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join(STOP_S + 1)
         self._listener.close()
 
 

@@ -121,7 +121,9 @@ class LLM:
 
 def completion_of(prompt_token_ids: Sequence[int], generation: Generation) -> Completion:
     """Read a generation to its end."""
-    digest, token_ids, text = hashlib.sha256(), [], []
+    digest = hashlib.sha256()
+    token_ids: list[int] = []
+    text: list[str] = []
     last = Delta((), "")
     has_logits = False
     for last in generation:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TextIO
+
+from fastapi import FastAPI
 
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.launch import NewProgress, start_engine
@@ -45,17 +48,30 @@ def start_engines(
         return engines.pop_all()
 
 
+def start_serving(
+    running: ExitStack,
+    listener: socket.socket,
+    app: FastAPI,
+    settings: Settings,
+    progress: NewProgress,
+    on_failure: Callable[[UnavailableError], None],
+) -> None:
+    """Engines, then HTTP. `running` ends them in the order that lets every stream end well."""
+    http = HttpServer(app, listener)
+    running.callback(http.stop)
+    running.enter_context(start_engines(settings, app.state.registry, progress, on_failure))
+    running.callback(http.drain)
+    http.start()
+
+
 def serve_local(settings: Settings, progress: NewProgress, out: TextIO) -> None:
     """Serve until a signal (StopSignal) or until a rank is lost (UnavailableError)."""
     started_s = time.monotonic()
     failure, registry = Failure(), ModelRegistry()
     with ExitStack() as running:
         # The port comes first: one that is taken is known before any model is loaded.
-        listener = running.enter_context(listen(settings.server.host, settings.server.port))
-        running.enter_context(start_engines(settings, registry, progress, failure.report))
-        server = HttpServer(create_app(registry), listener)
-        running.callback(server.stop)
-        server.start()
+        listener = listen(settings.server.host, settings.server.port)
+        start_serving(running, listener, create_app(registry), settings, progress, failure.report)
         announce(url_of(listener), registry.words(), time.monotonic() - started_s, out)
         raise failure.wait()
 

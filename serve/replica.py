@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from tinycluster.cluster.config import Settings
 from tinycluster.engine.errors import TinyclusterError, UnavailableError
-from tinycluster.serve.http_server import HttpServer, listen, url_of
-from tinycluster.serve.local_server import Failure, start_engines
+from tinycluster.serve.http_server import listen, url_of
+from tinycluster.serve.local_server import Failure, start_engines, start_serving
 from tinycluster.serve.registry import ModelRegistry
 
 log = logging.getLogger(__name__)
@@ -85,13 +85,12 @@ class Replica:
         registry: ModelRegistry = self._app.state.registry
         server = self._settings.server
         with ExitStack() as running:
-            listener = running.enter_context(listen(server.host, server.port)) if server.front == "direct" else None
-            running.enter_context(start_engines(self._settings, registry, self._new_line, self._failure.report))
-            if listener is not None:
-                http = HttpServer(self._app, listener)
-                running.callback(http.stop)
-                http.start()
+            if server.front == "direct":
+                listener = listen(server.host, server.port)
+                start_serving(running, listener, self._app, self._settings, self._new_line, self._failure.report)
                 self.state.url = url_of(listener)
+            else:
+                running.enter_context(start_engines(self._settings, registry, self._new_line, self._failure.report))
             self.state.models = registry.words()
             self._running = running.pop_all()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from tinycluster.cluster.config import Settings
-from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.console import own_stdout
 from tinycluster.serve.local_server import serve_local
+from tinycluster.serve.preflight import check_front, check_models, with_free_port
 from tinycluster.serve.progress import Bars
 from tinycluster.serve.signals import StopSignal, stop_on_signals
 
@@ -16,28 +18,20 @@ def run_server(settings: Settings) -> None:
     with stop_on_signals():
         try:
             _serve(settings)
-        except StopSignal:
+        except (StopSignal, SystemExit):
+            # While Ray starts, SIGTERM is its own handler's, which exits.
             return
 
 
 def _serve(settings: Settings) -> None:
+    started_s = time.monotonic()
     with own_stdout() as out, Bars() as bars:
         if settings.cluster.address == "local":
             serve_local(settings, bars, out)
-        else:
-            # Local mode must not import Ray.
-            from tinycluster.serve.deployment import serve_on_ray
+            return
+        settings = with_free_port(settings)
+        check_models(settings, bars)
+        # Local mode must not import Ray.
+        from tinycluster.serve.deployment import serve_on_ray
 
-            serve_on_ray(settings, bars, out)
-
-
-def check_front(settings: Settings) -> None:
-    """ConfigError for a front that cannot serve these settings; local mode has only its own server."""
-    front, replicas = settings.server.front, settings.server.replicas
-    if settings.cluster.address == "local":
-        if replicas > 1:
-            raise ConfigError(f"server.replicas must be 1 in local mode, got {replicas}")
-    elif front == "haproxy":
-        raise ConfigError("server.front must be direct or proxy, got haproxy")
-    elif front == "direct" and replicas > 1:
-        raise ConfigError(f"server.front must be proxy for several replicas, got direct and {replicas} replicas")
+        serve_on_ray(settings, bars, out, started_s)

@@ -65,7 +65,8 @@ def own_environment() -> Iterator[dict[str, str]]:
         home = Path(folder) / "home"
         home.mkdir()
         own = {"HOME": str(home), "RAY_TMPDIR": folder, "XDG_CACHE_HOME": str(default_cache_dir().parent)}
-        yield {**os.environ, **own, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local"}
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        yield {**inherited, **own, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @contextmanager

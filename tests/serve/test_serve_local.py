@@ -17,15 +17,27 @@ from tests.serve.server_process import ServerProcess, own_environment, running_s
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 
 
+CONFIG = """
+models:
+  - {{name: smollm2, source: {path}, mesh: {{tensor: 2}}}}
+  - name: org/second
+    source: {path}
+    mesh: {{pipeline: 2}}
+    limits: {{max_model_len: 2048, max_running: 1, max_waiting: 0}}
+"""
+
+
 @pytest.fixture(scope="module")
-def server(smollm2_path: Path) -> Iterator[ServerProcess]:
-    options = ["smollm2", "--local", "--port", "0", "--tensor", "2"]
+def server(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    config = tmp_path_factory.mktemp("config") / "two.yaml"
+    config.write_text(CONFIG.format(path=smollm2_path), encoding="utf-8")
+    options = [str(config), "--local", "--port", "0"]
     with own_environment() as environment, running_server(*options, environment=environment) as server:
         yield server
 
 
-def test_the_ready_line_names_address_model_and_mesh(server: ServerProcess) -> None:
-    assert "(smollm2, tensor 2 × pipeline 1, " in server.ready_line
+def test_the_ready_line_names_address_models_and_meshes(server: ServerProcess) -> None:
+    assert "(smollm2, tensor 2 × pipeline 1; org/second, tensor 1 × pipeline 2, " in server.ready_line
     assert server.url.startswith("http://127.0.0.1:")
 
 
@@ -41,17 +53,43 @@ def test_the_capital_of_france_is_paris(server: ServerProcess) -> None:
     assert len(pieces) > 5
 
 
+def test_models_are_chosen_by_name_and_have_their_own_limits(server: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as api:
+        assert [model.id for model in api.models.list()] == ["smollm2", "org/second"]
+        first, second = (
+            api.completions.create(model=name, prompt="The sea", temperature=0, max_tokens=8).choices[0].text
+            for name in ("smollm2", "org/second")
+        )
+        assert first == second
+        with pytest.raises(openai.BadRequestError) as caught:
+            api.completions.create(model="org/second", prompt=[5] * 2048)
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_full_queue_is_a_429_until_the_client_that_fills_it_leaves(server: ServerProcess) -> None:
+    long = {"model": "org/second", "prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    short = {"model": "org/second", "prompt": "Once", "max_tokens": 1}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=long, timeout=30) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
+        refused = httpx.post(f"{server.url}/v1/completions", json=short)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=2) as api:
+        # The client itself tries again after Retry-After: one second.
+        assert api.completions.create(model="org/second", prompt="Once", max_tokens=1).choices
+
+
 def test_the_server_is_ready_after_a_real_forward_pass(server: ServerProcess) -> None:
     assert httpx.get(f"{server.url}/health/ready").json() == {"status": "ready"}
 
 
 def test_a_prompt_of_token_ids_outside_the_vocabulary_is_refused(server: ServerProcess) -> None:
-    answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": [1, 49152]})
+    answer = httpx.post(f"{server.url}/v1/completions", json={"model": "smollm2", "prompt": [1, 49152]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_the_same_seed_gives_the_same_choices(server: ServerProcess) -> None:
-    body = {"prompt": "The sea", "seed": 7, "n": 3, "temperature": 0.8, "max_tokens": 12}
+    body = {"model": "smollm2", "prompt": "The sea", "seed": 7, "n": 3, "temperature": 0.8, "max_tokens": 12}
     first, second = (httpx.post(f"{server.url}/v1/completions", json=body).json() for _ in range(2))
     assert first["choices"] == second["choices"]
     assert len({choice["text"] for choice in first["choices"]}) == 3

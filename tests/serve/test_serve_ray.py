@@ -51,19 +51,16 @@ def test_a_lost_rank_ends_the_stream_with_an_error_and_the_server_with_exit_code
 
 @contextmanager
 def started_ray() -> Iterator[dict[str, str]]:
-    """A Ray as `ray start` leaves it; yields the environment in which it is found."""
+    """A Ray as `ray start` leaves it; yields the environment in which `address: auto` finds it."""
     with own_environment() as environment:
         command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
         options = ["--port=0", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000"]
         ray = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True)
         assert ray.stdout is not None
         try:
-            text = ""
-            while (address := re.search(r"--address='?([\d.]+:\d+)", text)) is None:
-                line = ray.stdout.readline()
-                assert line, text
-                text += line
-            yield {**environment, "RAY_ADDRESS": address[1]}
+            while "Ray runtime started" not in (line := ray.stdout.readline()):
+                assert line, "ray start ended"
+            yield environment
         finally:
             ray.terminate()
             ray.wait()
@@ -71,8 +68,9 @@ def started_ray() -> Iterator[dict[str, str]]:
 
 
 IS_EMPTY = """
-import ray
-ray.init(address="auto", logging_level="ERROR")
+import os, pathlib, ray
+address = pathlib.Path(os.environ["RAY_TMPDIR"], "ray", "ray_current_cluster").read_text()
+ray.init(address=address, logging_level="ERROR")
 groups = [group["state"] for group in ray.util.placement_group_table().values()]
 print(ray.util.list_named_actors(all_namespaces=True), set(groups) - {"REMOVED"})
 """

@@ -20,8 +20,12 @@ def test_a_signal_ends_the_server_in_the_middle_of_a_stream(smollm2_path: Path, 
         running_server("smollm2", "--local", "--port", "0", environment=environment) as server,
         httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as stream,
     ):
-        assert next(stream.iter_lines()).startswith("data: ")
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
         assert server.stop(number) == 0
+        *_, error, done = (line for line in lines if line)
+        assert "smollm2 is stopping" in error
+        assert done == "data: [DONE]"
         assert server.rest_of_stdout() == ""
         assert "Traceback" not in server.errors()
         with pytest.raises(OSError):
