@@ -10,7 +10,7 @@ from math import prod
 
 from tinycluster.engine.checkpoint import Checkpoint
 from tinycluster.kernels.formats import GROUP, Format, dequantize
-from tinycluster.kernels.packing import PackedWeight, pack
+from tinycluster.kernels.packing import Arena, PackedWeight, pack
 from tinycluster.kernels.program import F32
 from tinycluster.parallel.units import Shares, WeightSpec
 
@@ -31,13 +31,14 @@ def load_weights(
     `kernels.packing`). `on_bytes` is called after each weight; the calls add up to `loaded_bytes`.
     """
     weights: dict[str, PackedWeight | F32] = {}
+    arena = Arena()
     for spec in specs:
         tensor = checkpoint.read(spec.name, spec.slices(shares))
         if len(spec.shape) == 1:
             weights[spec.name] = dequantize(tensor)
         else:
             unit = spec.split.unit if spec.split is not None and spec.split_dim == 1 else None
-            weights[spec.name] = pack(tensor, unit=unit, format=_conversion(spec, wanted))
+            weights[spec.name] = pack(tensor, unit=unit, format=_conversion(spec, wanted), arena=arena)
         on_bytes(_bytes(checkpoint, spec, shares, wanted))
     return weights
 

@@ -24,31 +24,59 @@ from tinycluster.kernels.formats import (
 from tinycluster.kernels.program import F32
 
 TILE = 16
+CACHE_LINE = 64
+
+
+class Arena:
+    """Memory for many arrays in large chunks, on cache-line boundaries.
+
+    numpy asks the kernel for huge pages for a large array, not for a small one; streaming weights from 4 KiB pages
+    spends a good part of its time in address translation.
+    """
+
+    def __init__(self, chunk_bytes: int = 64 * 2**20) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._rest: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def place(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A contiguous, one-dimensional copy of the array."""
+        start = -self._rest.ctypes.data % CACHE_LINE
+        if self._rest.nbytes < start + array.nbytes:
+            self._rest = np.empty(max(self._chunk_bytes, array.nbytes + CACHE_LINE), np.uint8)
+            start = -self._rest.ctypes.data % CACHE_LINE
+        taken, self._rest = np.split(self._rest[start:], [array.nbytes])
+        np.copyto(taken.view(array.dtype).reshape(array.shape), array)
+        return taken.view(array.dtype)
 
 
 class PackedWeight:
     """A matrix (N, K) whose k is cut into chains of `unit` columns; the last chain may be short."""
 
-    def __init__(self, format: Format, shape: tuple[int, int], unit: int, arrays: tuple[NDArray[Any], ...]) -> None:
+    def __init__(
+        self, format: Format, shape: tuple[int, int], unit: int, arrays: tuple[NDArray[Any], ...], arena: Arena
+    ) -> None:
         self.format, self.shape, self.unit = format, shape, unit
         self.nbytes = sum(array.nbytes for array in arrays)
-        values, *scales = (_flat(array) for array in arrays)
+        values, *scales = (arena.place(array) for array in arrays)
         self.native = Weight(format, *shape, unit, values.view(np.uint8), *(scale.view(np.uint16) for scale in scales))
 
 
-def pack(tensor: HostTensor, *, unit: int | None = None, format: Format | None = None) -> PackedWeight:
+def pack(
+    tensor: HostTensor, *, unit: int | None = None, format: Format | None = None, arena: Arena | None = None
+) -> PackedWeight:
     """Lay out a matrix for `linear`, converting it to `format` first if one is given.
 
     `unit` is the width of a chain of a row-parallel weight; None is one chain over all of k. Groups may not cross a
     unit: when units are not multiples of 32 columns, converting pads each unit, and a tensor that is already grouped
-    becomes float32, which holds its values without loss.
+    becomes float32, which holds its values without loss. Weights that are read in turn share an arena.
     """
+    arena = arena or Arena(chunk_bytes=0)
     prepared = prepare(tensor, unit=unit, format=format)
     N, K = tensor.shape
     width = unit if unit is not None and unit < K else max(K, 1)
     if isinstance(prepared, DenseTensor):
-        return PackedWeight(prepared.format, (N, K), width, (_tile_columns(prepared.values),))
-    return PackedWeight(prepared.format, (N, K), width, _tile_groups(prepared))
+        return PackedWeight(prepared.format, (N, K), width, (_tile_columns(prepared.values),), arena)
+    return PackedWeight(prepared.format, (N, K), width, _tile_groups(prepared), arena)
 
 
 def prepare(tensor: HostTensor, *, unit: int | None = None, format: Format | None = None) -> HostTensor:
@@ -104,7 +132,3 @@ def _tile_groups(tensor: GroupedTensor) -> tuple[NDArray[Any], ...]:
     else:
         codes = quads[:, :, :4] | (quads[:, :, 4:] << 4)
     return (codes, *(_tile_columns(scale) for scale in scales))
-
-
-def _flat(array: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(array).reshape(-1)
