@@ -6,8 +6,8 @@ Definitions are in reference.py; the results have the same bits on every instruc
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tinycluster.kernels import _cpu
 from tinycluster.kernels._cpu import Cpu, supported_isas
 from tinycluster.kernels.program import F32, I32
 
@@ -18,14 +18,18 @@ _SINGLE_THREAD = Cpu(1, "auto")
 
 def argmax(logits_OV: F32) -> I32:
     """The column of each row's largest value; the lowest column wins ties. (O, V) -> (O,)."""
-    return np.asarray(logits_OV.argmax(axis=1), np.int32)
+    out = np.empty(logits_OV.shape[0], np.int32)
+    _cpu.argmax(np.ascontiguousarray(logits_OV), out)
+    return out
 
 
-def top_k(logits_OV: F32, k: int) -> NDArray[np.int64]:
+def top_k(logits_OV: F32, k: int) -> I32:
     """The columns of each row's k largest values, largest first; the lower column wins ties. (O, V) -> (O, k)."""
     if not 1 <= k <= logits_OV.shape[1]:
         raise ValueError(f"k must be between 1 and {logits_OV.shape[1]}, got {k}")
-    return np.argsort(-logits_OV, axis=1, kind="stable")[:, :k]
+    out = np.empty((logits_OV.shape[0], k), np.int32)
+    _cpu.top_k(np.ascontiguousarray(logits_OV), out)
+    return out
 
 
 def softmax_f32(x: F32) -> F32:
