@@ -79,7 +79,7 @@ def draw(
         mesh=mesh,
         stages=stages,
         weights=model.weights,
-        activation_bits=8 if model.activations == "int8" else 16,
+        activation_bits=model.activation_bits,
         max_model_len=max_model_len,
         num_blocks=_num_blocks(model, config, mesh, stages, max_model_len),
         block_tokens=model.kv_cache.block_tokens,

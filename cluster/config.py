@@ -105,6 +105,10 @@ class ModelSettings(_Section):
     threads: int | Literal["auto"] = "auto"
     """Threads of each rank; auto shares the cores of a node among its ranks."""
 
+    @property
+    def activation_bits(self) -> int:
+        return 8 if self.activations == "int8" else 16
+
     @field_validator("sha256")
     @classmethod
     def _check_sha256(cls, value: str | None) -> str | None:

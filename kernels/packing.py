@@ -73,7 +73,7 @@ def pack(
     arena = arena or Arena(chunk_bytes=0)
     prepared = prepare(tensor, unit=unit, format=format)
     N, K = tensor.shape
-    width = unit if unit is not None and unit < K else max(K, 1)
+    width = _chain_width(K, unit)
     if isinstance(prepared, DenseTensor):
         return PackedWeight(prepared.format, (N, K), width, (_tile_columns(prepared.values),), arena)
     return PackedWeight(prepared.format, (N, K), width, _tile_groups(prepared), arena)
@@ -86,7 +86,7 @@ def prepare(tensor: HostTensor, *, unit: int | None = None, format: Format | Non
     """
     wanted = format or tensor.format
     K = tensor.shape[1]
-    has_whole_groups = K % GROUP == 0 and (unit is None or unit >= K or unit % GROUP == 0)
+    has_whole_groups = K == 0 or (K % GROUP == 0 and _chain_width(K, unit) % GROUP == 0)
     if isinstance(tensor, GroupedTensor) and wanted == tensor.format:
         return tensor if has_whole_groups else DenseTensor("f32", dequantize(tensor))
     if isinstance(tensor, DenseTensor) and wanted == tensor.format:
@@ -104,10 +104,14 @@ def prepare(tensor: HostTensor, *, unit: int | None = None, format: Format | Non
 def pad_units(values_NK: F32, unit: int | None) -> F32:
     """Zeros after each unit's columns up to a multiple of 32."""
     N, K = values_NK.shape
-    width = unit if unit is not None and unit < K else max(K, 1)
+    width = _chain_width(K, unit)
     pieces = [values_NK[:, start : start + width] for start in range(0, K, width)]
     padded = [np.pad(piece, ((0, 0), (0, -piece.shape[1] % GROUP))) for piece in pieces]
     return np.concatenate(padded, axis=1) if padded else np.zeros((N, 0), np.float32)
+
+
+def _chain_width(K: int, unit: int | None) -> int:
+    return unit if unit is not None and unit < K else max(K, 1)
 
 
 def _tile_rows(array: NDArray[Any]) -> NDArray[Any]:

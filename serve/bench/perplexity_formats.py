@@ -61,7 +61,7 @@ def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hi
                 weights,
                 window=options.window,
                 num_threads=options.threads or num_cores(),
-                activation_bits=8 if entry.activations == "int8" else 16,
+                activation_bits=entry.activation_bits,
             )
             measured = measure(executor, tokens, window=options.window, on_tokens=on_tokens)
             reference = reference or measured
