@@ -1,81 +1,86 @@
 #include "pool.h"
 
-#ifdef TINYCLUSTER_X86
-#include <immintrin.h>
-#endif
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <climits>
 
 namespace tinycluster {
 
 namespace {
 
-// Operations follow each other within microseconds during a step, so a short spin saves a system call per operation;
-// longer would starve the other ranks of a shared machine.
-constexpr int SPINS = 2000;
+// Steps follow each other within tens of microseconds while there is work: a short spin saves a wake-up per step. A
+// longer one would take the core from other processes of a shared machine.
+constexpr std::chrono::microseconds SPIN{60};
+constexpr int SPINS_BETWEEN_LOOKS = 64;
+// Inside a job the others come within microseconds, unless their core was taken away.
+constexpr int SPINS_BEFORE_YIELD = 4000;
 
-inline void pause() {
-#ifdef TINYCLUSTER_X86
-  _mm_pause();
-#endif
+void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
+  syscall(SYS_futex, &word, operation | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
+}
+
+template <class Ready>
+void spin_until(Ready ready) {
+  for (int spin = 0; !ready(); ++spin) spin < SPINS_BEFORE_YIELD ? relax() : std::this_thread::yield();
 }
 
 }  // namespace
 
+void Team::barrier() {
+  if (crew_.size == 1) return;
+  const uint32_t meeting = meeting_++;
+  if (crew_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == crew_.size) {
+    // Nobody uses the counter of the meeting after next before this one ends.
+    crew_.next[(meeting + 2) % Crew::COUNTERS].store(0, std::memory_order_relaxed);
+    crew_.arrived.store(0, std::memory_order_relaxed);
+    crew_.meetings.store(meeting + 1, std::memory_order_release);
+  } else {
+    spin_until([&] { return crew_.meetings.load(std::memory_order_acquire) != meeting; });
+  }
+}
+
 Pool::Pool(int num_threads) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  crew_.size = num_threads;
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
 Pool::~Pool() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stop_ = true;
-    round_.fetch_add(1);
-  }
-  wake_.notify_all();
+  stop_ = true;
+  round_.fetch_add(1);
+  futex(round_, FUTEX_WAKE, INT_MAX);
   for (auto& worker : workers_) worker.join();
 }
 
-void Pool::take_pieces() {
+void Pool::work(int index) {
+  uint32_t seen = 0;
+  const auto has_changed = [&] { return round_.load() != seen; };
   for (;;) {
-    const int64_t begin = next_.fetch_add(piece_);
-    if (begin >= count_) return;
-    const int64_t end = begin + piece_ < count_ ? begin + piece_ : count_;
-    (*body_)(begin, end);
-  }
-}
-
-void Pool::work() {
-  uint64_t seen = 0;
-  for (;;) {
-    for (int spin = 0; spin < SPINS && round_.load(std::memory_order_acquire) == seen; ++spin) pause();
-    if (round_.load(std::memory_order_acquire) == seen) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
-    }
-    seen = round_.load(std::memory_order_acquire);
+    const auto until = std::chrono::steady_clock::now() + SPIN;
+    while (!has_changed() && std::chrono::steady_clock::now() < until)
+      for (int i = 0; i < SPINS_BETWEEN_LOOKS && !has_changed(); ++i) relax();
+    sleepers_.fetch_add(1);
+    while (!has_changed()) futex(round_, FUTEX_WAIT, seen);
+    sleepers_.fetch_sub(1);
+    ++seen;
     if (stop_) return;
-    take_pieces();
+    Team team(crew_, index);
+    (*job_)(team);
     busy_.fetch_sub(1, std::memory_order_release);
   }
 }
 
-void Pool::run(int64_t count, int64_t piece, const std::function<void(int64_t, int64_t)>& body) {
-  if (workers_.empty() || count <= piece) {
-    if (count > 0) body(0, count);
-    return;
-  }
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    count_ = count;
-    piece_ = piece;
-    body_ = &body;
-    next_.store(0);
-    busy_.store(int(workers_.size()));
-    round_.fetch_add(1, std::memory_order_release);
-  }
-  wake_.notify_all();
-  take_pieces();
-  for (int spin = 0; busy_.load(std::memory_order_acquire) > 0; ++spin)
-    spin < SPINS ? pause() : std::this_thread::yield();
+void Pool::run(const std::function<void(Team&)>& job) {
+  Team team(crew_, 0);
+  if (workers_.empty()) return job(team);
+  job_ = &job;
+  busy_.store(int(workers_.size()));
+  round_.fetch_add(1);
+  if (sleepers_.load() > 0) futex(round_, FUTEX_WAKE, INT_MAX);
+  job(team);
+  spin_until([&] { return busy_.load(std::memory_order_acquire) == 0; });
 }
 
 }  // namespace tinycluster

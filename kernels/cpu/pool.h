@@ -1,15 +1,63 @@
-// A pool of threads that share the pieces of one operation at a time.
+// Threads that run one job together and share its pieces.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace tinycluster {
+
+inline void relax() {
+#ifdef TINYCLUSTER_X86
+  __builtin_ia32_pause();
+#endif
+}
+
+// What the threads of one pool have in common while they run a job.
+struct alignas(64) Crew {
+  static constexpr int COUNTERS = 4;
+  int size = 1;
+  alignas(64) std::atomic<int64_t> next[COUNTERS] = {};
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<uint32_t> meetings{0};
+};
+
+// One thread's place in the crew. All threads of a job make the same calls in the same order.
+class Team {
+ public:
+  Team(Crew& crew, int index) : crew_(crew), index_(index), meeting_(crew.meetings.load()) {}
+
+  int index() const { return index_; }
+  int size() const { return crew_.size; }
+
+  // Calls body(begin, end) until [0, count) is covered in pieces of `piece`, whoever is free taking the next one, and
+  // waits until all are done.
+  template <class Body>
+  void share(int64_t count, int64_t piece, const Body& body) {
+    if (crew_.size == 1) {
+      if (count > 0) body(int64_t(0), count);
+      return;
+    }
+    if (count <= piece) {
+      if (index_ == 0 && count > 0) body(int64_t(0), count);
+      return barrier();
+    }
+    std::atomic<int64_t>& next = crew_.next[meeting_ % Crew::COUNTERS];
+    for (int64_t begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < count;)
+      body(begin, begin + piece < count ? begin + piece : count);
+    barrier();
+  }
+
+  // What was written before it, by any thread, is seen after it by all.
+  void barrier();
+
+ private:
+  Crew& crew_;
+  int index_;
+  uint32_t meeting_;
+};
 
 class Pool {
  public:
@@ -18,24 +66,20 @@ class Pool {
   ~Pool();
   Pool(const Pool&) = delete;
 
-  int num_threads() const { return int(workers_.size()) + 1; }
+  int num_threads() const { return crew_.size; }
 
-  // Calls body(begin, end) until [0, count) is covered in pieces of `piece`, on all threads, and waits for the end.
-  // One caller at a time; body must not throw.
-  void run(int64_t count, int64_t piece, const std::function<void(int64_t, int64_t)>& body);
+  // Every thread calls job(team) once; returns when all have. One caller at a time; the job must not throw.
+  void run(const std::function<void(Team&)>& job);
 
  private:
-  void work();
-  void take_pieces();
+  void work(int index);
 
+  Crew crew_;
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<uint64_t> round_{0};  // one per run; workers wait for it to change
-  std::atomic<int> busy_{0};        // workers that have not finished this round
-  std::atomic<int64_t> next_{0};
-  int64_t count_ = 0, piece_ = 1;
-  const std::function<void(int64_t, int64_t)>* body_ = nullptr;
+  std::atomic<uint32_t> round_{0};  // one per run; workers wait for it to change
+  std::atomic<int> sleepers_{0};
+  std::atomic<int> busy_{0};  // workers that have not finished this round
+  const std::function<void(Team&)>* job_ = nullptr;
   bool stop_ = false;
 };
 
