@@ -98,6 +98,9 @@ class HierarchicalCommunicator:
         if self._leaders is not None:
             self._leaders.close()
 
+    def native_table(self) -> None:
+        return None
+
     def _sum_in_rank_order(self, flat: NDArray[Any]) -> NDArray[Any]:
         # A sum per node first would add floats in another order than the contract's.
         addends = np.split(self.all_gather(flat, [flat.size] * self.size), self.size)

@@ -105,6 +105,9 @@ class NativeCommunicator:
         """Leave: a rank that still waits for this one raises at once."""
         _run(self._group.close)
 
+    def native_table(self) -> object:
+        return self._group.native_table()
+
 
 def _run(operation: Callable[..., None], *arguments: Any) -> None:
     try:

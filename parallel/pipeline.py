@@ -25,6 +25,10 @@ class Link(Protocol):
         """Fill x."""
         ...
 
+    def native_table(self) -> tuple[object, int] | None:
+        """The table of the communicator (see Communicator.native_table) and the peer's rank in it."""
+        ...
+
 
 class PeerLink:
     """The link to rank `peer` of a communicator's group."""
@@ -41,6 +45,10 @@ class PeerLink:
     def recv(self, x: NDArray[Any]) -> None:
         self._communicator.recv(x, self._peer)
 
+    def native_table(self) -> tuple[object, int] | None:
+        table = self._communicator.native_table()
+        return None if table is None else (table, self._peer)
+
 
 class StageCollectives:
     """kernels.program.Collectives of one rank. The first stage has no `previous`, the last no `next`."""
@@ -49,6 +57,20 @@ class StageCollectives:
         self._tensor_group = tensor_group
         self._previous = previous
         self._next = next
+
+    @property
+    def tensor_table(self) -> object | None:
+        """For native code: the calls of the stage's tensor ranks; None where only Python can call."""
+        return self._tensor_group.native_table()
+
+    @property
+    def previous_table(self) -> tuple[object, int] | None:
+        """For native code: the calls of the link to the stage before, and the peer to name in them."""
+        return None if self._previous is None else self._previous.native_table()
+
+    @property
+    def next_table(self) -> tuple[object, int] | None:
+        return None if self._next is None else self._next.native_table()
 
     def all_reduce(self, x: F32 | I64) -> None:
         """x becomes the sum over the stage's tensor ranks, in place."""

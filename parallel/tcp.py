@@ -100,6 +100,9 @@ class TcpCommunicator:
         for peer in self._peers.values():
             peer.close()
 
+    def native_table(self) -> None:
+        return None
+
     def _reduce_chunk(self, x: NDArray[Any], deadline: float) -> None:
         if self.size == 2 or x.nbytes < _SCATTER_BYTES:
             x[:] = self._sum(x, [x] * self.size, deadline)

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "group.h"
+#include "tabled.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -57,10 +58,13 @@ class BoundGroup {
       throw GroupError(std::string("the shared memory belongs to another group: ") + problem);
     if (rank >= size) throw nb::value_error("rank must be smaller than size");
     group_ = std::make_unique<Group>(region, rank, timeout_s, spin_us, fd_.value);
+    tabled_ = std::make_unique<Tabled<Group>>(*group_);
   }
 
   std::size_t rank() const { return group_->rank(); }
   std::size_t size() const { return group_->size(); }
+
+  CollectiveTable& table() { return tabled_->table(); }
 
   void attach() {
     unlocked([&] { group_->attach(); });
@@ -128,7 +132,16 @@ class BoundGroup {
   HeldBuffer memory_;
   OwnedFd fd_;
   std::unique_ptr<Group> group_;
+  std::unique_ptr<Tabled<Group>> tabled_;
 };
+
+// The capsule holds a reference to the Python object of the group whose table it carries.
+nb::object table_capsule(nb::handle_t<BoundGroup> self) {
+  const auto drop = [](PyObject* capsule) { Py_DECREF(static_cast<PyObject*>(PyCapsule_GetContext(capsule))); };
+  PyObject* capsule = PyCapsule_New(&nb::cast<BoundGroup&>(self).table(), kCollectiveTableName, drop);
+  if (capsule == nullptr || PyCapsule_SetContext(capsule, self.inc_ref().ptr()) != 0) throw nb::python_error();
+  return nb::steal(capsule);
+}
 
 std::size_t region_bytes(std::size_t size, std::size_t slot_bytes, std::size_t mailbox_bytes) {
   return Region(nullptr, size, slot_bytes, mailbox_bytes).total_bytes();
@@ -156,6 +169,7 @@ NB_MODULE(_collectives, m) {
            "fd"_a)
       .def_prop_ro("rank", &BoundGroup::rank)
       .def_prop_ro("size", &BoundGroup::size)
+      .def("native_table", &tinycluster::table_capsule)
       .def("attach", &BoundGroup::attach)
       .def("all_reduce", &BoundGroup::all_reduce<std::int64_t>, "x"_a.noconvert())
       .def("all_reduce", &BoundGroup::all_reduce<float>, "x"_a.noconvert())

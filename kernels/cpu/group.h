@@ -28,6 +28,14 @@ inline const char* name_of(Call call) {
   return names[static_cast<std::size_t>(call)];
 }
 
+// Adds the time until its end to a sum, however that end comes.
+struct Stopwatch {
+  explicit Stopwatch(std::atomic<std::int64_t>& sum_ns) : sum_ns(sum_ns) {}
+  ~Stopwatch() { sum_ns.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count(), std::memory_order_relaxed); }
+  std::atomic<std::int64_t>& sum_ns;
+  Clock::time_point start = Clock::now();
+};
+
 class Group {
  public:
   // `fd` is the region's file, opened by this rank alone, or -1; the caller keeps it open.
@@ -44,6 +52,7 @@ class Group {
 
   std::size_t rank() const { return rank_; }
   std::size_t size() const { return region_.size(); }
+  std::int64_t waited_ns() const { return waited_ns_.load(std::memory_order_relaxed); }
 
   void attach() { meet(Call::attach, 0); }
   void barrier() { meet(Call::barrier, 0); }
@@ -184,10 +193,8 @@ class Group {
     if (all_arrived()) {
       region_.header().bell.ring();
     } else {
-      const auto deadline = deadline_from_now();
-      region_.header().bell.wait(spin_, all_arrived, [&] {
-        check_peers(call, deadline, [&](std::size_t r) { return region_.state(r).arrived.load() >= meetings_; });
-      });
+      wait(region_.header().bell, call, all_arrived,
+           [&](std::size_t r) { return region_.state(r).arrived.load() >= meetings_; });
     }
     for (std::size_t r = 0; r < size(); ++r)
       if (region_.state(r).calls[(meetings_ - 1) % 2] != what) fail(disagreement(r, call, bytes));
@@ -226,13 +233,16 @@ class Group {
   template <class Ready>
   void wait_for(Mailbox& box, Call call, std::size_t peer, Ready ready) {
     check_whole();
-    const auto deadline = deadline_from_now();
-    box.bell.wait(spin_, ready,
-                  [&] { check_peers(call, deadline, [&](std::size_t r) { return r != peer || ready(); }); });
+    if (!ready()) wait(box.bell, call, ready, [&](std::size_t r) { return r != peer || ready(); });
   }
 
-  Clock::time_point deadline_from_now() const {
-    return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_s_));
+  // Returns when ready() is true; arrived(r) says of every rank whether it is still waited for.
+  template <class Ready, class Arrived>
+  void wait(Bell& bell, Call call, Ready ready, Arrived arrived) {
+    const Stopwatch watch(waited_ns_);
+    const auto deadline =
+        watch.start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_s_));
+    bell.wait(spin_, ready, [&] { check_peers(call, deadline, arrived); });
   }
 
   // Throws if the group broke, if a rank that is waited for has left or died, or if it is too late.
@@ -289,6 +299,7 @@ class Group {
   double timeout_s_;
   std::chrono::nanoseconds spin_;
   Pulse pulse_;
+  std::atomic<std::int64_t> waited_ns_{0};
   std::uint64_t meetings_ = 0;
   std::uint64_t use_ = 0;
 };
