@@ -5,6 +5,7 @@ Shape legend: N = output rows, K = columns (k), G = groups of 32 (all units toge
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,10 @@ class Arena:
 class PackedWeight:
     """A matrix (N, K) whose k is cut into chains of `unit` columns; the last chain may be short."""
 
-    def __init__(
-        self, format: Format, shape: tuple[int, int], unit: int, arrays: tuple[NDArray[Any], ...], arena: Arena
-    ) -> None:
+    def __init__(self, format: Format, shape: tuple[int, int], unit: int, values: NDArray[Any], arena: Arena) -> None:
         self.format, self.shape, self.unit = format, shape, unit
-        self.nbytes = sum(array.nbytes for array in arrays)
-        values, *scales = (arena.place(array) for array in arrays)
-        self.native = Weight(format, *shape, unit, values.view(np.uint8), *(scale.view(np.uint16) for scale in scales))
+        self.nbytes = values.nbytes
+        self.native = Weight(format, *shape, unit, arena.place(values).view(np.uint8))
 
 
 def pack(
@@ -75,7 +73,7 @@ def pack(
     N, K = tensor.shape
     width = _chain_width(K, unit)
     if isinstance(prepared, DenseTensor):
-        return PackedWeight(prepared.format, (N, K), width, (_tile_columns(prepared.values),), arena)
+        return PackedWeight(prepared.format, (N, K), width, _tile_columns(prepared.values), arena)
     return PackedWeight(prepared.format, (N, K), width, _tile_groups(prepared), arena)
 
 
@@ -126,13 +124,22 @@ def _tile_columns(values_NK: NDArray[Any]) -> NDArray[Any]:
     return _tile_rows(values_NK).transpose(0, 2, 1)
 
 
-def _tile_groups(tensor: GroupedTensor) -> tuple[NDArray[Any], ...]:
+def _tile_groups(tensor: GroupedTensor) -> NDArray[np.uint8]:
+    """(Z, G, bytes of a record): what one tile needs of one group lies together, codes, then scales, then minimums."""
     N, K = tensor.codes_NK.shape
-    scales = [tensor.scales_NG] if tensor.minimums_NG is None else [tensor.scales_NG, tensor.minimums_NG]
     # Quads of k-values are the innermost dimension: one 32-bit lane of a dot-product instruction.
     quads = _tile_rows(tensor.codes_NK.reshape(N, K // GROUP, 8, 4)).transpose(0, 2, 3, 1, 4)
     if tensor.format == "q8":
         codes = (quads.view(np.int8) ^ np.int8(-128)).view(np.uint8)
     else:
         codes = quads[:, :, :4] | (quads[:, :, 4:] << 4)
-    return (codes, *(_tile_columns(scale) for scale in scales))
+    scales = [scale for scale in (tensor.scales_NG, tensor.minimums_NG) if scale is not None]
+    return np.concatenate(
+        [_bytes_of_groups(codes), *(_bytes_of_groups(_tile_columns(scale)) for scale in scales)], axis=2
+    )
+
+
+def _bytes_of_groups(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """(Z, G, ...) -> (Z, G, bytes)."""
+    Z, G = array.shape[:2]
+    return np.ascontiguousarray(array).view(np.uint8).reshape(Z, G, math.prod(array.shape[2:]) * array.itemsize)

@@ -19,10 +19,10 @@ inline void require(bool condition, const char* rule) {
   if (!condition) throw nb::value_error(rule);
 }
 
-// A packed matrix and the arrays that hold it.
+// A packed matrix and the array that holds it.
 struct WeightHandle {
   Weight weight;
-  nb::object values, scales, minimums;
+  nb::object values;
 };
 
 }  // namespace tinycluster

@@ -3,8 +3,13 @@
 #include "simd.h"
 
 #include "attention.inl"
-#include "linear.inl"
 #include "rows.inl"
+
+#include "codes.inl"
+
+#include "linear.inl"
+
+#include "gate_up.inl"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -14,7 +19,7 @@
 namespace tinycluster {
 
 extern const Kernels JOIN(ISA, _kernels);
-const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,      quantize, dequantize_row, rms_norm,
-                                     swiglu,      ::add_fixed, rope,     attention,      softmax};
+const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,      gate_up, quantize,  dequantize_row, rms_norm,
+                                     ::swiglu,    ::add_fixed, rope,    attention, softmax};
 
 }  // namespace tinycluster

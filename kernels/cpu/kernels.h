@@ -15,16 +15,15 @@ constexpr int GROUP = 32;  // k-values that share a scale
 constexpr int BLOCK = 64;  // positions per attention block, whatever the cache's block size
 
 // A matrix (N, K) laid out for `linear`: tiles of 16 output rows, padded with zero rows.
-//   dense   values (tiles, K, 16)
-//   q8      codes  (tiles, G, 8 quads, 16 rows, 4) as code + 128;              scales (tiles, G, 16)
-//   q4      codes  (tiles, G, 4 quads, 16 rows, 4), quad j low, j + 4 high;    scales, minimums (tiles, G, 16)
-// k is cut into units of `unit` columns (the last may be short); groups restart at each unit.
+//   dense   (tiles, K, 16)
+//   q8      (tiles, G) records of codes (8 quads, 16 rows, 4) as code + 128, then scales (16)
+//   q4      (tiles, G) records of codes (4 quads, 16 rows, 4), quad j low, j + 4 high, then scales (16), minimums (16)
+// Scales and minimums are float16. k is cut into units of `unit` columns (the last may be short); groups restart at
+// each unit.
 struct Weight {
   Format format;
   int64_t N, K, unit;
-  const void* values;
-  const uint16_t* scales;
-  const uint16_t* minimums;
+  const uint8_t* values;
 
   int64_t tiles() const { return (N + TILE - 1) / TILE; }
   int64_t units() const { return K ? (K + unit - 1) / unit : 0; }
@@ -34,26 +33,49 @@ struct Weight {
     return K ? (units() - 1) * groups_per_unit() + (last + GROUP - 1) / GROUP : 0;
   }
   bool is_grouped() const { return format == Format::q8 || format == Format::q4; }
+  // Of one column of a dense tile, or of one group.
+  int64_t record_bytes() const {
+    constexpr int64_t bytes[] = {TILE * 4, TILE * 2, TILE * 2, TILE * (GROUP + 2), TILE * (GROUP / 2 + 4)};
+    return bytes[int(format)];
+  }
+  int64_t tile_bytes() const { return record_bytes() * (is_grouped() ? groups() : K); }
 };
 
-// Activations (T, K) rounded to integers in the weight's groups, which are padded with zeros. A 16-bit code is
-// 256 * high + low; 8-bit codes have no high bytes.
-struct QuantizedActivations {
-  int8_t* high;   // (T, G, 32) or null
-  int8_t* low;    // (T, G, 32)
-  float* scales;  // (T, G)
-  int32_t* sums;  // (T, G) of the codes
+constexpr int CODE_BLOCK = 4;  // tokens whose codes lie together
+
+// Activations (T, K) rounded to integers of 8 or 16 bits in the weight's groups, which are padded with zeros. A 16-bit
+// code is 256 * high + low. Tokens lie in blocks of 4, of which the last may be short: for a block of n tokens there is
+// one record per group,
+//   high quads (8, n, 4) if there are 16 bits | low quads (8, n, 4) | scales (n) | offsets (n) | sums (n)
+// with offset = -128 * (sum of the codes) as int32 and sum = scale * (sum of the codes) as float.
+struct Codes {
+  uint8_t* records;
+  int bits;
+  int64_t groups;
+
+  static constexpr int64_t token_bytes(int bits) { return GROUP * bits / 8 + 12; }
+  // The records of the block that starts at `token`, itself a multiple of 4.
+  uint8_t* block(int64_t token) const { return records + token * groups * token_bytes(bits); }
 };
 
+// One product of T tokens with a weight. Exactly one of out, fixed and residual is where the result goes.
 struct LinearArgs {
   const Weight* weight;
-  const float* x;           // (T, K)
-  QuantizedActivations xq;  // grouped formats only
+  const float* x;  // (T, K); dense formats
+  Codes codes;     // grouped formats
   int64_t T;
-  const float* bias;   // (N,) or null; float output only
-  float* out;          // (T, N), or null
-  int64_t* out_fixed;  // (T, N), or null
-  float limit;         // of one unit's partial; fixed output only
+  const float* bias;  // (N,) or null; added to out, or to the residual's sum
+  float* out;         // (T, N)
+  int64_t* fixed;     // (T, N)
+  float* residual;    // (T, N), to which the sum of the units is added
+  float limit;        // of one unit's partial; fixed and residual only
+};
+
+// out = swiglu(x gate^T, x up^T), as floats or, if `out` is null, as codes in groups of 32 columns.
+struct GateUpArgs {
+  LinearArgs gate, up;  // only weight, x, codes, T and bias are read
+  float* out;
+  Codes out_codes;
 };
 
 struct AttentionArgs {
@@ -82,7 +104,10 @@ struct Kernels {
   const char* name;
   // Tiles [begin, end) of the output rows, for every token. False if a partial does not fit.
   bool (*linear)(const LinearArgs&, int64_t begin, int64_t end);
-  void (*quantize)(const Weight&, const float* x, const QuantizedActivations&, int64_t begin, int64_t end);
+  // Groups [begin, end) of 32 output columns, for every token.
+  void (*gate_up)(const GateUpArgs&, int64_t begin, int64_t end);
+  // Tokens [begin, end) of T; begin is a multiple of 4, and so is end unless it is T.
+  void (*quantize)(const Weight&, const float* x, const Codes&, int64_t begin, int64_t end);
   void (*dequantize_row)(const Weight&, int64_t row, float* out);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t dim, float* out, int64_t begin, int64_t end);
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t begin, int64_t end);

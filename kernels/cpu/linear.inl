@@ -5,9 +5,25 @@ namespace {
 
 using namespace tinycluster;
 
-// NT tiles of 16 output rows times TB tokens of partial sums, kept in registers.
+struct F16Bits {
+  uint16_t bits;
+};
+struct BF16Bits {
+  uint16_t bits;
+};
+inline F32x16 load_weight(const float* p) { return load(p); }
+inline F32x16 load_weight(const F16Bits* p) { return load_f16(&p->bits); }
+inline F32x16 load_weight(const BF16Bits* p) { return load_bf16(&p->bits); }
+
+// NT tiles of 16 output rows, wherever they lie.
+template <int NT>
+struct Tiles {
+  const uint8_t* at[NT];
+};
+
+// NT tiles times TB tokens of partial sums, kept in registers.
 template <int NT, int TB>
-struct Accumulators {
+struct Sums {
   F32x16 sum[NT][TB];
   void clear() {
     for (auto& row : sum)
@@ -15,110 +31,122 @@ struct Accumulators {
   }
 };
 
-inline F32x16 load_weight(const float* p) { return load(p); }
-struct F16Bits {
-  uint16_t bits;
-};
-struct BF16Bits {
-  uint16_t bits;
-};
-inline F32x16 load_weight(const F16Bits* p) { return load_f16(&p->bits); }
-inline F32x16 load_weight(const BF16Bits* p) { return load_bf16(&p->bits); }
-
 // Columns [k0, k1) of dense weights: sum = fma(w, x, sum), k ascending.
 template <class Element, int NT, int TB>
-void dense_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t k0, int64_t k1, Accumulators<NT, TB>& acc) {
-  const int64_t K = a.weight->K;
-  const Element* w = static_cast<const Element*>(a.weight->values) + tile * K * TILE;
-  const float* x = a.x + token * K;
+void dense_chain(const Tiles<NT>& tiles, const float* x, int64_t K, int64_t k0, int64_t k1, int64_t ahead,
+                 Sums<NT, TB>& sums) {
+  Sums<NT, TB> acc = sums;  // a copy can live in registers
   for (int64_t k = k0; k < k1; ++k) {
     F32x16 column[NT];
-    for (int n = 0; n < NT; ++n) column[n] = load_weight(w + (n * K + k) * TILE);
+    UNROLL
+    for (int n = 0; n < NT; ++n) {
+      const Element* at = reinterpret_cast<const Element*>(tiles.at[n]) + k * TILE;
+      if (TB <= 4) prefetch(reinterpret_cast<const uint8_t*>(at) + ahead);
+      column[n] = load_weight(at);
+    }
+    UNROLL
     for (int t = 0; t < TB; ++t) {
       const F32x16 value = set1(x[t * K + k]);
       for (int n = 0; n < NT; ++n) acc.sum[n][t] = fma(column[n], value, acc.sum[n][t]);
     }
   }
+  sums = acc;
 }
 
-inline int32_t quad_at(const int8_t* codes, int j) {
-  int32_t quad;
-  std::memcpy(&quad, codes + 4 * j, 4);
-  return quad;
+// dots[n][t] += the products of one group's weights with one plane of the codes.
+template <Format FORMAT, int NT, int TB>
+inline void add_products(const uint8_t* const* weights, const int8_t* x, I32x16 (*dots)[TB]) {
+  constexpr int VECTORS = FORMAT == Format::q8 ? 8 : 4;  // of 64 bytes per group and tile
+  UNROLL
+  for (int v = 0; v < VECTORS; ++v) {
+    U8x64 low[NT], high[NT];
+    UNROLL
+    for (int n = 0; n < NT; ++n) {
+      const U8x64 bytes = load_bytes(weights[n] + v * 64);
+      low[n] = FORMAT == Format::q8 ? bytes : low_nibbles(bytes);
+      if (FORMAT == Format::q4) high[n] = high_nibbles(bytes);
+    }
+    UNROLL
+    for (int t = 0; t < TB; ++t) {
+      int32_t quad;
+      std::memcpy(&quad, x + (v * TB + t) * 4, 4);
+      UNROLL
+      for (int n = 0; n < NT; ++n) dots[n][t] = dot(dots[n][t], low[n], quad);
+      if (FORMAT == Format::q8) continue;
+      std::memcpy(&quad, x + ((v + 4) * TB + t) * 4, 4);
+      UNROLL
+      for (int n = 0; n < NT; ++n) dots[n][t] = dot(dots[n][t], high[n], quad);
+    }
+  }
 }
 
 // Groups [g0, g1): the products inside a group are exact in int32, then
 //   sum = fma(dot, w_scale * x_scale, sum)   and for q4   sum = fma(minimum, x_scale * x_sum, sum).
-// PLANES is the number of bytes of an activation's code; the dot of two bytes is 256 * (high dot) + (low dot).
-template <Format FORMAT, int PLANES, int NT, int TB>
-void grouped_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t g0, int64_t g1,
-                   Accumulators<NT, TB>& sums) {
-  Accumulators<NT, TB> acc = sums;                       // a copy can live in registers
-  constexpr int VECTORS = FORMAT == Format::q8 ? 8 : 4;  // of 64 bytes per group and tile
-  const int64_t G = a.weight->groups();
-  const uint8_t* codes = static_cast<const uint8_t*>(a.weight->values) + tile * G * VECTORS * 64;
+// The dot of the high bytes comes first, times 256, and that of the low bytes is added to it.
+template <Format FORMAT, int BITS, int NT, int TB>
+void grouped_chain(const Tiles<NT>& tiles, uint8_t* codes, int64_t g0, int64_t g1, int64_t ahead, Sums<NT, TB>& sums) {
+  Sums<NT, TB> acc = sums;
+  constexpr int64_t CODE_BYTES = TILE * GROUP / (FORMAT == Format::q8 ? 1 : 2);
+  constexpr int64_t RECORD = CODE_BYTES + TILE * (FORMAT == Format::q8 ? 2 : 4);
   for (int64_t g = g0; g < g1; ++g) {
-    I32x16 dots[PLANES][NT][TB];
-    for (int t = 0; t < TB; ++t)
-      for (int n = 0; n < NT; ++n) {
-        dots[0][n][t] = iset1(FORMAT == Format::q8 ? -128 * a.xq.sums[(token + t) * G + g] : 0);
-        if (PLANES == 2) dots[PLANES - 1][n][t] = iset1(0);
-      }
+    const CodesRecord x = {codes + g * TB * Codes::token_bytes(BITS), BITS, TB};
+    const uint8_t* weights[NT];
     UNROLL
-    for (int v = 0; v < VECTORS; ++v) {
-      U8x64 w[NT], w_high[NT];
-      for (int n = 0; n < NT; ++n) {
-        const uint8_t* at = codes + ((n * G + g) * VECTORS + v) * 64;
-        // A tile is a short stream, too short for the hardware to foresee: ask for the same place of the next tiles.
-        if (TB <= 2) prefetch(at + NT * G * VECTORS * 64);
-        const U8x64 bytes = load_bytes(at);
-        w[n] = FORMAT == Format::q8 ? bytes : low_nibbles(bytes);
-        if (FORMAT == Format::q4) w_high[n] = high_nibbles(bytes);
-      }
+    for (int n = 0; n < NT; ++n) {
+      weights[n] = tiles.at[n] + g * RECORD;
+      // A tile is a short stream, too short for the hardware to foresee: ask for the same place of a later tile.
+      if (ahead)
+        for (int64_t byte = 0; byte < RECORD; byte += 64) prefetch(weights[n] + ahead + byte);
+    }
+    I32x16 dots[NT][TB];
+    UNROLL
+    for (int t = 0; t < TB; ++t)
+      for (int n = 0; n < NT; ++n) dots[n][t] = iset1(FORMAT == Format::q8 && BITS == 8 ? x.offsets()[t] : 0);
+    if constexpr (BITS == 16) {
+      add_products<FORMAT, NT, TB>(weights, x.quad(0, 0, 0), dots);
       UNROLL
       for (int t = 0; t < TB; ++t)
-        for (int plane = 0; plane < PLANES; ++plane) {
-          const int8_t* x = (plane ? a.xq.high : a.xq.low) + ((token + t) * G + g) * GROUP;
-          for (int n = 0; n < NT; ++n) {
-            dots[plane][n][t] = dot(dots[plane][n][t], w[n], quad_at(x, v));
-            if (FORMAT == Format::q4) dots[plane][n][t] = dot(dots[plane][n][t], w_high[n], quad_at(x, v + 4));
-          }
-        }
+        for (int n = 0; n < NT; ++n)
+          dots[n][t] = join_bytes(dots[n][t], iset1(FORMAT == Format::q8 ? x.offsets()[t] : 0));
     }
+    add_products<FORMAT, NT, TB>(weights, x.quad(BITS / 8 - 1, 0, 0), dots);
+    UNROLL
     for (int n = 0; n < NT; ++n) {
-      const int64_t at = ((tile + n) * G + g) * TILE;
-      const F32x16 w_scale = load_f16(a.weight->scales + at);
-      const F32x16 minimum = FORMAT == Format::q4 ? load_f16(a.weight->minimums + at) : set1(0.0f);
+      const uint16_t* scales = reinterpret_cast<const uint16_t*>(weights[n] + CODE_BYTES);
+      const F32x16 w_scale = load_f16(scales);
+      const F32x16 minimum = FORMAT == Format::q4 ? load_f16(scales + TILE) : w_scale;
+      UNROLL
       for (int t = 0; t < TB; ++t) {
-        const float x_scale = a.xq.scales[(token + t) * G + g];
-        const I32x16 total = PLANES == 2 ? join_bytes(dots[PLANES - 1][n][t], dots[0][n][t]) : dots[0][n][t];
         F32x16& sum = acc.sum[n][t];
-        sum = fma(to_f32(total), mul(w_scale, set1(x_scale)), sum);
-        if (FORMAT == Format::q4) sum = fma(minimum, set1(x_scale * float(a.xq.sums[(token + t) * G + g])), sum);
+        sum = fma(to_f32(dots[n][t]), mul(w_scale, set1(x.scales()[t])), sum);
+        if (FORMAT == Format::q4) sum = fma(minimum, set1(x.sums()[t]), sum);
       }
     }
   }
   sums = acc;
 }
 
-// One unit of k: columns for dense weights, groups for grouped ones.
+// One unit of k for tokens token .. token + TB - 1: columns for dense weights, groups for grouped ones. `ahead` is how
+// far to prefetch, 0 for not at all.
 template <Format FORMAT, int NT, int TB>
-void unit_chain(const LinearArgs& a, int64_t tile, int64_t token, int64_t unit, Accumulators<NT, TB>& acc) {
+void unit_chain(const LinearArgs& a, const Tiles<NT>& tiles, int64_t token, int64_t unit, int64_t ahead,
+                Sums<NT, TB>& sums) {
   const Weight& w = *a.weight;
   const bool is_last = unit + 1 == w.units();
   if constexpr (FORMAT == Format::q8 || FORMAT == Format::q4) {
-    const int64_t per_unit = w.groups_per_unit();
-    const int64_t end = is_last ? w.groups() : (unit + 1) * per_unit;
-    if (a.xq.high) {
-      grouped_chain<FORMAT, 2>(a, tile, token, unit * per_unit, end, acc);
+    const int64_t g0 = unit * w.groups_per_unit(), g1 = is_last ? a.codes.groups : g0 + w.groups_per_unit();
+    uint8_t* codes = a.codes.block(token);
+    if (a.codes.bits == 16) {
+      grouped_chain<FORMAT, 16>(tiles, codes, g0, g1, ahead, sums);
     } else {
-      grouped_chain<FORMAT, 1>(a, tile, token, unit * per_unit, end, acc);
+      grouped_chain<FORMAT, 8>(tiles, codes, g0, g1, ahead, sums);
     }
   } else {
     const int64_t k0 = unit * w.unit, k1 = is_last ? w.K : k0 + w.unit;
-    if constexpr (FORMAT == Format::f32) dense_chain<float>(a, tile, token, k0, k1, acc);
-    if constexpr (FORMAT == Format::f16) dense_chain<F16Bits>(a, tile, token, k0, k1, acc);
-    if constexpr (FORMAT == Format::bf16) dense_chain<BF16Bits>(a, tile, token, k0, k1, acc);
+    const float* x = a.x + token * w.K;
+    if constexpr (FORMAT == Format::f32) dense_chain<float>(tiles, x, w.K, k0, k1, ahead, sums);
+    if constexpr (FORMAT == Format::f16) dense_chain<F16Bits>(tiles, x, w.K, k0, k1, ahead, sums);
+    if constexpr (FORMAT == Format::bf16) dense_chain<BF16Bits>(tiles, x, w.K, k0, k1, ahead, sums);
   }
 }
 
@@ -127,69 +155,122 @@ inline int lanes_of_tile(const Weight& w, int64_t tile) {
   return rest < TILE ? int(rest) : TILE;
 }
 
+template <int NT>
+Tiles<NT> tiles_from(const Weight& w, int64_t tile) {
+  Tiles<NT> tiles;
+  for (int n = 0; n < NT; ++n) tiles.at[n] = w.values + (tile + n) * w.tile_bytes();
+  return tiles;
+}
+
+// The sum of the units as fixed-point integers, for NT tiles and TB tokens.
 template <Format FORMAT, int NT, int TB>
-bool linear_block(const LinearArgs& a, int64_t tile, int64_t token) {
+bool fixed_block(const LinearArgs& a, int64_t tile, int64_t token, int64_t ahead) {
   const Weight& w = *a.weight;
-  Accumulators<NT, TB> acc;
-  if (a.out) {
-    acc.clear();
-    if (w.units()) unit_chain<FORMAT>(a, tile, token, 0, acc);
-    for (int n = 0; n < NT; ++n) {
-      const int lanes = lanes_of_tile(w, tile + n);
-      const int64_t row = (tile + n) * TILE;
-      for (int t = 0; t < TB; ++t) {
-        F32x16 y = acc.sum[n][t];
-        if (a.bias) y = add(y, load_first(a.bias + row, lanes));
-        store_first(a.out + (token + t) * w.N + row, y, lanes);
-      }
-    }
-    return true;
-  }
-  int64_t fixed[NT][TB][TILE] = {};
+  const Tiles<NT> tiles = tiles_from<NT>(w, tile);
+  alignas(64) int64_t fixed[NT][TB][TILE] = {};
   bool fits = true;
   for (int64_t unit = 0; unit < w.units(); ++unit) {
-    acc.clear();
-    unit_chain<FORMAT>(a, tile, token, unit, acc);
+    Sums<NT, TB> sums;
+    sums.clear();
+    unit_chain<FORMAT>(a, tiles, token, unit, ahead, sums);
     for (int n = 0; n < NT; ++n)
-      for (int t = 0; t < TB; ++t) fits &= add_fixed(fixed[n][t], acc.sum[n][t], a.limit);
+      for (int t = 0; t < TB; ++t) fits &= add_fixed(fixed[n][t], sums.sum[n][t], a.limit);
   }
   for (int n = 0; n < NT; ++n)
-    for (int t = 0; t < TB; ++t)
-      std::memcpy(a.out_fixed + (token + t) * w.N + (tile + n) * TILE, fixed[n][t],
-                  lanes_of_tile(w, tile + n) * sizeof(int64_t));
+    for (int t = 0; t < TB; ++t) {
+      const int lanes = lanes_of_tile(w, tile + n);
+      const int64_t row = (tile + n) * TILE, at = (token + t) * w.N + row;
+      if (a.fixed) {
+        std::memcpy(a.fixed + at, fixed[n][t], lanes * sizeof(int64_t));
+      } else {
+        add_to_residual(a.residual + at, fixed[n][t], a.bias ? a.bias + row : nullptr, lanes);
+      }
+    }
   return fits;
 }
 
-// All tokens against NT tiles, TB at a time: the tiles stay in the first cache levels while the tokens stream by.
 template <Format FORMAT, int NT, int TB>
-bool linear_tiles(const LinearArgs& a, int64_t tile) {
-  bool fits = true;
-  int64_t t = 0;
-  for (; t + TB <= a.T; t += TB) fits &= linear_block<FORMAT, NT, TB>(a, tile, t);
-  if constexpr (TB > 4)
-    if (t + 4 <= a.T) fits &= linear_block<FORMAT, NT, 4>(a, tile, t), t += 4;
-  if constexpr (TB > 2)
-    if (t + 2 <= a.T) fits &= linear_block<FORMAT, NT, 2>(a, tile, t), t += 2;
-  if constexpr (TB > 1)
-    if (t < a.T) fits &= linear_block<FORMAT, NT, 1>(a, tile, t);
-  return fits;
+bool linear_block(const LinearArgs& a, int64_t tile, int64_t token, int64_t ahead) {
+  if (!a.out) return fixed_block<FORMAT, NT, TB>(a, tile, token, ahead);
+  const Weight& w = *a.weight;
+  Sums<NT, TB> sums;
+  sums.clear();
+  if (w.units()) unit_chain<FORMAT>(a, tiles_from<NT>(w, tile), token, 0, ahead, sums);
+  for (int n = 0; n < NT; ++n) {
+    const int lanes = lanes_of_tile(w, tile + n);
+    const int64_t row = (tile + n) * TILE;
+    for (int t = 0; t < TB; ++t) {
+      F32x16 y = sums.sum[n][t];
+      if (a.bias) y = add(y, load_first(a.bias + row, lanes));
+      store_first(a.out + (token + t) * w.N + row, y, lanes);
+    }
+  }
+  return true;
 }
 
-// Blocks of sums that fill the registers without spilling: for few tokens more tiles, since several chains at once hide
-// the latency of one; grouped formats with 16-bit codes keep two integer sums beside each float.
-template <Format FORMAT>
-bool linear_format(const LinearArgs& a, int64_t begin, int64_t end) {
+// Sums that fill the registers without spilling, beside as many integer sums for grouped formats. Fewer tokens leave
+// room for more tiles, and several chains at once hide the latency of one.
+template <Format FORMAT, int TB>
+constexpr int tiles_at_once() {
+  constexpr bool IS_GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
+  constexpr int SUMS = IS_GROUPED || MOST_SUMS < 8 ? MOST_SUMS : 2 * MOST_SUMS;
+  constexpr int TILES = SUMS / (TB == 3 ? 4 : TB);
+  return TILES < 1 ? 1 : TILES > MOST_SUMS / 2 ? (MOST_SUMS > 1 ? MOST_SUMS / 2 : 1) : TILES;
+}
+
+// Tokens token .. token + TB - 1 against tiles [begin, end).
+template <Format FORMAT, int TB>
+bool tokens_against_tiles(const LinearArgs& a, int64_t token, int64_t begin, int64_t end, bool is_streaming) {
+  constexpr int NT = tiles_at_once<FORMAT, TB>();
   bool fits = true;
   int64_t tile = begin;
-  if constexpr (MOST_SUMS > 1) {
-    if (a.T < 4)
-      for (; tile + 4 <= end; tile += 4) fits &= linear_tiles<FORMAT, 4, MOST_SUMS / 4>(a, tile);
+  const int64_t ahead = is_streaming ? a.weight->tile_bytes() : 0;
+  for (; tile + NT <= end; tile += NT) fits &= linear_block<FORMAT, NT, TB>(a, tile, token, NT * ahead);
+  for (; tile < end; ++tile) fits &= linear_block<FORMAT, 1, TB>(a, tile, token, ahead);
+  return fits;
+}
+
+// The last tokens of T, fewer than a block of 8 or 4.
+template <Format FORMAT>
+bool last_tokens(const LinearArgs& a, int64_t token, int64_t begin, int64_t end, bool is_streaming) {
+  switch (a.T - token) {
+    case 1:
+      return tokens_against_tiles<FORMAT, 1>(a, token, begin, end, is_streaming);
+    case 2:
+      return tokens_against_tiles<FORMAT, 2>(a, token, begin, end, is_streaming);
+    case 3:
+      return tokens_against_tiles<FORMAT, 3>(a, token, begin, end, is_streaming);
+    default:
+      return true;
   }
-  if constexpr (MOST_SUMS > 4) {
-    constexpr bool GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
-    for (; tile + 2 <= end; tile += 2) fits &= linear_tiles<FORMAT, 2, GROUPED ? MOST_SUMS / 2 : MOST_SUMS>(a, tile);
+}
+
+// So many tokens, a multiple of TB, that what the chains read of them stays in the second cache level.
+template <Format FORMAT, int TB>
+int64_t tokens_in_second_cache(const LinearArgs& a) {
+  constexpr int64_t L2_BYTES = 384 * 1024;
+  const int64_t bytes = a.codes.records ? a.codes.groups * Codes::token_bytes(a.codes.bits) : a.weight->K * 4;
+  return (L2_BYTES / (bytes + 1) / TB + 1) * TB;
+}
+
+// A few tiles stay in the first cache level while the tokens stream by.
+template <Format FORMAT>
+bool linear_format(const LinearArgs& a, int64_t begin, int64_t end) {
+  constexpr bool IS_GROUPED = FORMAT == Format::q8 || FORMAT == Format::q4;
+  constexpr int64_t TB = IS_GROUPED || MOST_SUMS < 8 ? CODE_BLOCK : 8, TILES = 4;
+  const int64_t chunk = tokens_in_second_cache<FORMAT, TB>(a);
+  bool fits = true;
+  for (int64_t start = 0; start < a.T; start += chunk) {
+    const int64_t stop = start + chunk < a.T ? start + chunk : a.T;
+    for (int64_t tile = begin; tile < end; tile += TILES) {
+      const int64_t tile_end = tile + TILES < end ? tile + TILES : end;
+      int64_t t = start;
+      for (; t + TB <= stop; t += TB) fits &= tokens_against_tiles<FORMAT, TB>(a, t, tile, tile_end, t == 0);
+      if constexpr (TB == 8)
+        if (t + 4 <= stop) fits &= tokens_against_tiles<FORMAT, 4>(a, t, tile, tile_end, t == 0), t += 4;
+      if (t < stop) fits &= last_tokens<FORMAT>(a, t, tile, tile_end, t == 0);
+    }
   }
-  for (; tile < end; ++tile) fits &= linear_tiles<FORMAT, 1, MOST_SUMS>(a, tile);
   return fits;
 }
 
@@ -207,74 +288,6 @@ bool linear(const LinearArgs& a, int64_t begin, int64_t end) {
       return linear_format<Format::q4>(a, begin, end);
   }
   return false;
-}
-
-// code = rint(x * (most_code / max|x|)) per group, scale = max|x| / most_code; most_code is 127 or 127 * 256. Where
-// max|x| is so small that the quotient could overflow the codes are 0. A group with a NaN or an infinity gets the scale
-// NaN, which the checks of later layers turn into an error.
-void quantize_group(const float* x, int count, const QuantizedActivations& out, int64_t at) {
-  const float most_code = out.high ? 32512.0f : 127.0f;
-  float lanes[GROUP] = {};
-  std::memcpy(lanes, x, count * sizeof(float));
-  float most = 0.0f, poison = 0.0f;
-  for (float value : lanes) {
-    const float magnitude = std::fabs(value);
-    most = most > magnitude ? most : magnitude;
-    poison = poison + value * 0.0f;
-  }
-  const float inverse = most > 1e-30f && poison == 0.0f ? most_code / most : 0.0f;
-  out.scales[at] = most / most_code + poison;
-  int32_t codes[GROUP], total = 0;
-  for (int half = 0; half < GROUP; half += TILE) {
-    const F32x16 clean = poison == 0.0f ? load(lanes + half) : set1(0.0f);
-    round_to_int(codes + half, mul(clean, set1(inverse)));
-  }
-  for (int i = 0; i < GROUP; ++i) {
-    const int8_t low = int8_t(codes[i]);
-    out.low[at * GROUP + i] = low;
-    if (out.high) out.high[at * GROUP + i] = int8_t((codes[i] - low) / 256);
-    total += codes[i];
-  }
-  out.sums[at] = total;
-}
-
-void quantize(const Weight& w, const float* x, const QuantizedActivations& out, int64_t begin, int64_t end) {
-  const int64_t G = w.groups(), per_unit = w.groups_per_unit();
-  for (int64_t t = begin; t < end; ++t) {
-    for (int64_t g = 0; g < G; ++g) {
-      const int64_t unit = g / per_unit, unit_end = (unit + 1) * w.unit < w.K ? (unit + 1) * w.unit : w.K;
-      const int64_t k = unit * w.unit + (g % per_unit) * GROUP;
-      const int count = unit_end - k < GROUP ? int(unit_end - k) : GROUP;
-      quantize_group(x + t * w.K + k, count, out, t * G + g);
-    }
-  }
-}
-
-inline float weight_at(const Weight& w, int64_t tile, int lane, int64_t k) {
-  const int64_t dense = (tile * w.K + k) * TILE + lane;
-  if (w.format == Format::f32) return static_cast<const float*>(w.values)[dense];
-  const uint16_t* halves = static_cast<const uint16_t*>(w.values);
-  if (w.format == Format::f16) return f32_of_f16(halves[dense]);
-  if (w.format == Format::bf16) {
-    const uint32_t bits = uint32_t(halves[dense]) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  }
-  const int64_t unit = k / w.unit, in_unit = k % w.unit, i = in_unit % GROUP;
-  const int64_t group = tile * w.groups() + unit * w.groups_per_unit() + in_unit / GROUP;
-  const float scale = f32_of_f16(w.scales[group * TILE + lane]);
-  const uint8_t* codes = static_cast<const uint8_t*>(w.values);
-  const int64_t quad = i / 4, byte = lane * 4 + i % 4;
-  if (w.format == Format::q8) return float(int(codes[(group * 8 + quad) * 64 + byte]) - 128) * scale;
-  const uint8_t pair = codes[(group * 4 + quad % 4) * 64 + byte];
-  const float product = float(quad < 4 ? pair & 15 : pair >> 4) * scale;
-  return product + f32_of_f16(w.minimums[group * TILE + lane]);
-}
-
-// Adding zero turns -0 into +0, so a sum over ranks of one row and zeros keeps its bits.
-void dequantize_row(const Weight& w, int64_t row, float* out) {
-  for (int64_t k = 0; k < w.K; ++k) out[k] = weight_at(w, row / TILE, int(row % TILE), k) + 0.0f;
 }
 
 }  // namespace

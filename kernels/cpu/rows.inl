@@ -22,13 +22,21 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t dim, float
   }
 }
 
+// gate / (1 + exp(-gate)) * up
+inline F32x16 swiglu(F32x16 gate, F32x16 up) { return mul(div(gate, add(set1(1.0f), exp(sub(set1(0.0f), gate)))), up); }
+
 void swiglu(const float* gate, const float* up, float* out, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += LANES) {
     const int n = int(end - i);
-    const F32x16 g = load_first(gate + i, n);
-    const F32x16 silu = div(g, add(set1(1.0f), exp(sub(set1(0.0f), g))));
-    store_first(out + i, mul(silu, load_first(up + i, n)), n);
+    store_first(out + i, swiglu(load_first(gate + i, n), load_first(up + i, n)), n);
   }
+}
+
+// x += float(fixed) + bias for the first n of 16 columns.
+inline void add_to_residual(float* x, const int64_t* fixed, const float* bias, int n) {
+  F32x16 delta = load_fixed(fixed);
+  if (bias) delta = add(delta, load_first(bias, n));
+  store_first(x, add(load_first(x, n), delta), n);
 }
 
 void add_fixed(float* x, const int64_t* fixed, const float* bias, int64_t dim, int64_t begin, int64_t end) {
@@ -37,9 +45,7 @@ void add_fixed(float* x, const int64_t* fixed, const float* bias, int64_t dim, i
       const int n = int(dim - i) < LANES ? int(dim - i) : LANES;
       int64_t sums[LANES] = {};
       std::memcpy(sums, fixed + row * dim + i, n * sizeof(int64_t));
-      F32x16 delta = load_fixed(sums);
-      if (bias) delta = add(delta, load_first(bias + i, n));
-      store_first(x + row * dim + i, add(load_first(x + row * dim + i, n), delta), n);
+      add_to_residual(x + row * dim + i, sums, bias ? bias + i : nullptr, n);
     }
   }
 }

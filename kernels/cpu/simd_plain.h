@@ -75,6 +75,10 @@ LANEWISE(max, x > y ? x : y)
 LANEWISE(min, x < y ? x : y)
 #undef LANEWISE
 
+inline F32x16 abs(F32x16 x) {
+  EACH_LANE x.lane[i] = std::fabs(x.lane[i]);
+  return x;
+}
 // a * b + c, rounded once.
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
   EACH_LANE c.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);

@@ -168,3 +168,27 @@ def test_embedding_reads_rows_back_and_zeros_for_other_ranks(isa: str, format: F
     assert not out[2].any()
     assert not out[3].any()
     np.testing.assert_array_equal(out[1], dequantize(tensor)[0])
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("tokens", "rows"), [(0, 16), (1, 67), (2, 64), (3, 16), (5, 48), (9, 33)])
+def test_residual_is_added_as_after_the_sum_of_units(isa: str, format: Format, tokens: int, rows: int) -> None:
+    x, residual, bias = (random_matrix(*shape) for shape in ((tokens, 96), (tokens, rows), (1, rows)))
+    tensor, _ = weight_in(format, rows, 96, unit=32)
+    got = residual.copy()
+    assert Cpu(2, isa).linear_residual(x, pack(tensor, unit=32).native, LIMIT, bias[0], got)
+    fixed = reference.linear_fixed(x, tensor, 32, LIMIT)
+    np.testing.assert_array_equal(got, reference.add_fixed(residual, fixed, bias[0]))
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 5, 8, 11])
+def test_gate_and_up_together_have_the_bits_of_both_apart(isa: str, format: Format, tokens: int) -> None:
+    x = random_matrix(tokens, 64)
+    gate, up = (prepare(DenseTensor("f32", random_matrix(96, 64, seed=seed)), format=format) for seed in (1, 2))
+    got = np.full((tokens, 96), np.nan, np.float32)
+    Cpu(2, isa).gate_up(x, pack(gate).native, pack(up).native, got)
+    expected = reference.swiglu(reference.linear(x, gate), reference.linear(x, up))
+    np.testing.assert_array_equal(got, expected)

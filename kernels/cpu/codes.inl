@@ -1,0 +1,95 @@
+// Activations rounded to integers, and weights turned back into floats.
+
+namespace {
+
+using namespace tinycluster;
+
+// The record of one group of a block of n tokens; see Codes.
+struct CodesRecord {
+  uint8_t* at;
+  int bits;
+  int64_t n;
+
+  int8_t* quad(int plane, int j, int64_t t) const {
+    return reinterpret_cast<int8_t*>(at) + ((plane * 8 + j) * n + t) * 4;
+  }
+  uint8_t* tail(int64_t index) const { return at + (GROUP * bits / 8 + index * 4) * n; }
+  float* scales() const { return reinterpret_cast<float*>(tail(0)); }
+  int32_t* offsets() const { return reinterpret_cast<int32_t*>(tail(1)); }
+  float* sums() const { return reinterpret_cast<float*>(tail(2)); }
+};
+
+inline CodesRecord codes_record(const Codes& codes, uint8_t* block, int64_t g, int64_t n) {
+  return {block + g * n * Codes::token_bytes(codes.bits), codes.bits, n};
+}
+
+// code = rint(x * (most_code / max|x|)), scale = max|x| / most_code; most_code is 127 or 127 * 256, so that the high
+// byte is an int8 again. Where max|x| is so small that the quotient could overflow the codes are 0. A group with a NaN
+// or an infinity gets the scale NaN, which the checks of later layers turn into an error.
+void quantize_group(const float* x, int count, const CodesRecord& record, int64_t t) {
+  const F32x16 first = load_first(x, count), second = count > LANES ? load_first(x + LANES, count - LANES) : set1(0.0f);
+  const float most = max_lanes(max(abs(first), abs(second)));
+  const float poison = add_lanes(add(mul(first, set1(0.0f)), mul(second, set1(0.0f))));
+  const float most_code = record.bits == 16 ? 32512.0f : 127.0f;
+  const float inverse = most > 1e-30f && poison == 0.0f ? most_code / most : 0.0f;
+  int32_t codes[GROUP];
+  round_to_int(codes, mul(poison == 0.0f ? first : set1(0.0f), set1(inverse)));
+  round_to_int(codes + LANES, mul(poison == 0.0f ? second : set1(0.0f), set1(inverse)));
+  int8_t low[GROUP], high[GROUP];
+  int32_t total = 0;
+  for (int i = 0; i < GROUP; ++i) {
+    low[i] = int8_t(codes[i]);
+    high[i] = int8_t((codes[i] + 128) >> 8);
+    total += codes[i];
+  }
+  for (int j = 0; j < GROUP / 4; ++j) {
+    if (record.bits == 16) std::memcpy(record.quad(0, j, t), high + 4 * j, 4);
+    std::memcpy(record.quad(record.bits / 8 - 1, j, t), low + 4 * j, 4);
+  }
+  const float scale = most / most_code + poison;
+  record.scales()[t] = scale;
+  record.offsets()[t] = -128 * total;
+  record.sums()[t] = scale * float(total);
+}
+
+void quantize(const Weight& w, const float* x, const Codes& codes, int64_t begin, int64_t end) {
+  const int64_t per_unit = w.groups_per_unit();
+  for (int64_t token = begin; token < end; token += CODE_BLOCK) {
+    const int64_t n = end - token < CODE_BLOCK ? end - token : CODE_BLOCK;
+    for (int64_t g = 0; g < codes.groups; ++g) {
+      const int64_t unit = g / per_unit, unit_end = (unit + 1) * w.unit < w.K ? (unit + 1) * w.unit : w.K;
+      const int64_t k = unit * w.unit + (g % per_unit) * GROUP;
+      const int count = unit_end - k < GROUP ? int(unit_end - k) : GROUP;
+      const CodesRecord record = codes_record(codes, codes.block(token), g, n);
+      for (int64_t t = 0; t < n; ++t) quantize_group(x + (token + t) * w.K + k, count, record, t);
+    }
+  }
+}
+
+inline float weight_at(const Weight& w, int64_t tile, int lane, int64_t k) {
+  const uint8_t* values = w.values + tile * w.tile_bytes();
+  if (w.format == Format::f32) return reinterpret_cast<const float*>(values)[k * TILE + lane];
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(values);
+  if (w.format == Format::f16) return f32_of_f16(halves[k * TILE + lane]);
+  if (w.format == Format::bf16) {
+    const uint32_t bits = uint32_t(halves[k * TILE + lane]) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  }
+  const int64_t unit = k / w.unit, in_unit = k % w.unit, quad = in_unit % GROUP / 4, byte = lane * 4 + in_unit % 4;
+  const uint8_t* record = values + (unit * w.groups_per_unit() + in_unit / GROUP) * w.record_bytes();
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(record + TILE * GROUP / (w.format == Format::q8 ? 1 : 2));
+  const float scale = f32_of_f16(scales[lane]);
+  if (w.format == Format::q8) return float(int(record[quad * 64 + byte]) - 128) * scale;
+  const uint8_t pair = record[quad % 4 * 64 + byte];
+  const float product = float(quad < 4 ? pair & 15 : pair >> 4) * scale;
+  return product + f32_of_f16(scales[TILE + lane]);
+}
+
+// Adding zero turns -0 into +0, so a sum over ranks of one row and zeros keeps its bits.
+void dequantize_row(const Weight& w, int64_t row, float* out) {
+  for (int64_t k = 0; k < w.K; ++k) out[k] = weight_at(w, row / TILE, int(row % TILE), k) + 0.0f;
+}
+
+}  // namespace
