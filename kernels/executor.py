@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tinycluster.kernels import program as p
 from tinycluster.kernels import reference
-from tinycluster.kernels._cpu import Cpu
+from tinycluster.kernels._cpu import Cpu, KVCache
 from tinycluster.kernels.formats import HostTensor
 from tinycluster.kernels.packing import PackedWeight, prepare
 from tinycluster.kernels.program import F32, Batch, Collectives, KVShape, NumericalError, Op, Program
@@ -24,32 +24,39 @@ LANES = 16
 class PagedCache:
     """One rank's keys and values in blocks of `block_tokens` positions.
 
-    Per layer, keys are (num_blocks, heads, head_dim, block_tokens): 16 positions lie side by side for SIMD over
-    positions; values are (num_blocks, heads, block_tokens, head_dim rounded up to 16).
+    Per layer, keys and values are bytes (num_blocks, heads, tiles, tile_bytes). A tile holds 16 positions of one head:
+    keys as (head_dim, 16), for SIMD over positions; values as (16, head_dim rounded up to 16), for SIMD over columns.
     """
 
     def __init__(self, shape: KVShape, num_blocks: int, block_tokens: int) -> None:
         if block_tokens % LANES or block_tokens & (block_tokens - 1):
             raise ValueError(f"block_tokens must be a power of two of at least {LANES}, got {block_tokens}")
         self.shape, self.num_blocks, self.block_tokens = shape, num_blocks, block_tokens
-        k_shape = (num_blocks, shape.num_heads, shape.head_dim, block_tokens)
-        v_shape = (num_blocks, shape.num_heads, block_tokens, _padded(shape.head_dim))
-        self.keys: list[F32] = [np.zeros(k_shape, np.float32) for _ in range(shape.num_layers)]
-        self.values: list[F32] = [np.zeros(v_shape, np.float32) for _ in range(shape.num_layers)]
+        tiles = (num_blocks, shape.num_heads, block_tokens // LANES)
+        key_bytes, value_bytes = self._tile_bytes(shape.head_dim)
+        self.keys = [np.zeros((*tiles, key_bytes), np.uint8) for _ in range(shape.num_layers)]
+        self.values = [np.zeros((*tiles, value_bytes), np.uint8) for _ in range(shape.num_layers)]
+        self.layers = [
+            KVCache(keys, values, shape.head_dim, block_tokens)
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+        """What the native operations of each layer take."""
 
     @staticmethod
     def bytes_per_block(shape: KVShape, block_tokens: int) -> int:
         """Memory of one block over all layers of the shape."""
-        return 4 * shape.num_layers * shape.num_heads * block_tokens * (shape.head_dim + _padded(shape.head_dim))
+        tiles = shape.num_layers * shape.num_heads * block_tokens // LANES
+        return tiles * sum(PagedCache._tile_bytes(shape.head_dim))
+
+    @staticmethod
+    def _tile_bytes(head_dim: int) -> tuple[int, int]:
+        """Bytes of 16 positions' keys and values."""
+        return 4 * LANES * head_dim, 4 * LANES * (-(-head_dim // LANES) * LANES)
 
 
 def _method_name(op: Op) -> str:
     """RmsNorm -> _rms_norm, WriteKV -> _write_kv."""
     return "_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(op).__name__).lower()
-
-
-def _padded(head_dim: int) -> int:
-    return -(-head_dim // LANES) * LANES
 
 
 class Executor(ABC):
@@ -155,14 +162,13 @@ class NativeExecutor(Executor):
         self._cpu.rope(b[op.x], *self._rope_table, batch.positions, op.head_dim)
 
     def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None:
-        keys, values = self._cache.keys[op.layer], self._cache.values[op.layer]
-        self._cpu.write_kv(b[op.k], b[op.v], keys, values, batch.positions, batch.row_start, batch.block_tables)
+        layer = self._cache.layers[op.layer]
+        self._cpu.write_kv(b[op.k], b[op.v], layer, batch.positions, batch.row_start, batch.block_tables)
 
     def _attention(self, op: p.Attention, b: Buffers, batch: Batch) -> None:
         self._cpu.attention(
             b[op.q],
-            self._cache.keys[op.layer],
-            self._cache.values[op.layer],
+            self._cache.layers[op.layer],
             batch.positions,
             batch.row_start,
             batch.block_tables,
@@ -191,6 +197,14 @@ class ReferenceExecutor(Executor):
         super().__init__(program, rope, cache, collectives)
         self._bits = activation_bits
         self._weights: Mapping[str, Any] = weights
+        shape = (
+            cache.shape.num_layers,
+            cache.num_blocks,
+            cache.block_tokens,
+            cache.shape.num_heads,
+            cache.shape.head_dim,
+        )
+        self._keys, self._values = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
 
     def _vector(self, name: str | None) -> F32 | None:
         return None if name is None else self._weights[name]
@@ -216,8 +230,8 @@ class ReferenceExecutor(Executor):
     def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None:
         for block, at, t in self._places(batch):
             shape = (self._cache.shape.num_heads, self._cache.shape.head_dim)
-            self._cache.keys[op.layer][block, :, :, at] = b[op.k][t].reshape(shape)
-            self._cache.values[op.layer][block, :, at, : shape[1]] = b[op.v][t].reshape(shape)
+            self._keys[op.layer, block, at] = b[op.k][t].reshape(shape)
+            self._values[op.layer, block, at] = b[op.v][t].reshape(shape)
 
     def _places(self, batch: Batch) -> list[tuple[int, int, int]]:
         """(block, offset in it, row of T) for every token of the step."""
@@ -242,9 +256,11 @@ class ReferenceExecutor(Executor):
 
     def _history(self, layer: int, kv_head: int, table: NDArray[np.int32], length: int) -> tuple[F32, F32]:
         blocks = table[: -(-length // self._cache.block_tokens)]
-        keys = self._cache.keys[layer][blocks, kv_head].swapaxes(1, 2).reshape(-1, self._cache.shape.head_dim)
-        values = self._cache.values[layer][blocks, kv_head, :, : self._cache.shape.head_dim]
-        return keys[:length], values.reshape(-1, self._cache.shape.head_dim)[:length]
+        keys, values = (
+            pages[layer, blocks, :, kv_head].reshape(-1, self._cache.shape.head_dim)[:length]
+            for pages in (self._keys, self._values)
+        )
+        return keys, values
 
     def _swi_glu(self, op: p.SwiGlu, b: Buffers, batch: Batch) -> None:
         b[op.out] = reference.swiglu(b[op.gate], b[op.up])

@@ -25,4 +25,10 @@ struct WeightHandle {
   nb::object values;
 };
 
+// One layer of a paged cache and the arrays that hold it.
+struct KVCacheHandle {
+  KVCache cache;
+  nb::object keys, values;
+};
+
 }  // namespace tinycluster

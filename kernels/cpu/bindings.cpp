@@ -22,6 +22,6 @@ NB_MODULE(_cpu, m) {
       .def_prop_ro("num_threads", [](const Cpu& self) { return self.pool.num_threads(); });
   bind_linear(m, cpu);
   bind_rows(cpu);
-  bind_attention(cpu);
+  bind_attention(m, cpu);
   bind_sampling(m, cpu);
 }

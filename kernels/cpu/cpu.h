@@ -38,7 +38,7 @@ inline int64_t rows_per_piece(int64_t rows, int num_threads) {
 // Each file binds one family of operations.
 void bind_linear(nb::module_& m, nb::class_<Cpu>& cpu);
 void bind_rows(nb::class_<Cpu>& cpu);
-void bind_attention(nb::class_<Cpu>& cpu);
+void bind_attention(nb::module_& m, nb::class_<Cpu>& cpu);
 void bind_sampling(nb::module_& m, nb::class_<Cpu>& cpu);
 
 }  // namespace tinycluster

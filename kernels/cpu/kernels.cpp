@@ -19,7 +19,7 @@
 namespace tinycluster {
 
 extern const Kernels JOIN(ISA, _kernels);
-const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,      gate_up, quantize,  dequantize_row, rms_norm,
-                                     ::swiglu,    ::add_fixed, rope,    attention, softmax};
+const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,      gate_up, quantize, dequantize_row, rms_norm,
+                                     ::swiglu,    ::add_fixed, rope,    write_kv, attention,      softmax};
 
 }  // namespace tinycluster

@@ -6,13 +6,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attention.h"
+
 namespace tinycluster {
 
 enum class Format : int { f32, f16, bf16, q8, q4 };
 
 constexpr int TILE = 16;   // output rows that one vector computes
 constexpr int GROUP = 32;  // k-values that share a scale
-constexpr int BLOCK = 64;  // positions per attention block, whatever the cache's block size
 
 // A matrix (N, K) laid out for `linear`: tiles of 16 output rows, padded with zero rows.
 //   dense   (tiles, K, 16)
@@ -78,28 +79,6 @@ struct GateUpArgs {
   Codes out_codes;
 };
 
-struct AttentionArgs {
-  const float* q;            // (T, H * C)
-  const float* k_cache;      // (blocks, KV heads, C, block_tokens)
-  const float* v_cache;      // (blocks, KV heads, block_tokens, padded C)
-  const int32_t* positions;  // (T,)
-  const int32_t* block_tables;
-  int64_t block_table_stride;
-  int64_t H, KV, C, padded_C, block_tokens;
-  int64_t window;  // positions that a query sees, itself included
-  float scale;
-  float* out;  // (T, H * C)
-};
-
-// Up to ATTENTION_ROWS (token, head) pairs of one request that read the same KV head.
-constexpr int ATTENTION_ROWS = 32;
-struct AttentionTask {
-  int64_t request, kv_head;
-  int64_t first_token;            // row of T
-  int64_t first_head, num_heads;  // the query heads of this KV head
-  int64_t first_item, num_items;  // item i is token first_token + i / num_heads, head first_head + i % num_heads
-};
-
 struct Kernels {
   const char* name;
   // Tiles [begin, end) of the output rows, for every token. False if a partial does not fit.
@@ -114,6 +93,8 @@ struct Kernels {
   void (*add_fixed)(float* x, const int64_t* fixed, const float* bias, int64_t dim, int64_t begin, int64_t end);
   void (*rope)(float* x, const float* cos, const float* sin, const int32_t* positions, int64_t heads, int64_t head_dim,
                int64_t begin, int64_t end);
+  // The step's tokens [begin, end), of any requests.
+  void (*write_kv)(const KVWriteArgs&, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs&, const AttentionTask&);
   void (*softmax)(const float* x, float* out, int64_t size);
 };

@@ -39,23 +39,6 @@ inline void store_first(float* p, F32x16 x, int n) {
   std::memcpy(p, lanes, n * sizeof(float));
 }
 
-// Lanes i and i + 8, then i and i + 4, i + 2, i + 1: one fixed tree on every instruction set.
-inline float add_lanes(F32x16 x) {
-  float lanes[LANES];
-  store(lanes, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
-  return lanes[0];
-}
-
-inline float max_lanes(F32x16 x) {
-  float lanes[LANES];
-  store(lanes, x);
-  float most = lanes[0];
-  for (int i = 1; i < LANES; ++i) most = most > lanes[i] ? most : lanes[i];
-  return most;
-}
-
 // exp(x) by n = rint(x / ln 2), a polynomial on the remainder (Cephes expf, Moshier 1989), and an exact power of two.
 // Below -87 the result is 0, above 88 it is exp(88); the error is under 1.5 units in the last place between.
 inline F32x16 exp(F32x16 x) {

@@ -7,6 +7,8 @@ namespace {
 
 // Sixteen registers hold a block of four sums; thirty-two hold eight.
 constexpr int MOST_SUMS = 4;
+// Sums of attention that need no integers beside them: two registers each.
+constexpr int MOST_CHAINS = 6;
 
 struct F32x16 {
   __m256 low, high;
@@ -71,6 +73,19 @@ inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
   store(kept, other);
   for (int i = begin; i < end; ++i) kept[i] = lanes[i];
   return load(kept);
+}
+
+inline float add_lanes(F32x16 x) {
+  const __m256 eight = _mm256_add_ps(x.low, x.high);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float max_lanes(F32x16 x) {
+  const __m256 eight = _mm256_max_ps(x.low, x.high);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 inline I32x16 iset1(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }

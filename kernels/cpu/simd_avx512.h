@@ -7,6 +7,8 @@ namespace {
 
 // Thirty-two registers hold a block of eight sums beside their integer sums.
 constexpr int MOST_SUMS = 8;
+// Sums of attention that need no integers beside them.
+constexpr int MOST_CHAINS = 24;
 
 using F32x16 = __m512;
 struct I32x16 {
@@ -46,6 +48,19 @@ inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
 inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
   const __mmask16 mask = __mmask16((0xffffu << begin) & (0xffffu >> (16 - end)));
   return _mm512_mask_mov_ps(other, mask, x);
+}
+
+inline float add_lanes(F32x16 x) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float max_lanes(F32x16 x) {
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 inline I32x16 iset1(int32_t value) { return {_mm512_set1_epi32(value)}; }

@@ -11,6 +11,7 @@ namespace {
 
 // One sum at a time: lanes in memory gain nothing from blocks.
 constexpr int MOST_SUMS = 1;
+constexpr int MOST_CHAINS = 1;
 
 struct F32x16 {
   float lane[16];
@@ -101,6 +102,23 @@ inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
 inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
   EACH_LANE x.lane[i] = i >= begin && i < end ? x.lane[i] : other.lane[i];
   return x;
+}
+
+// Lanes i and i + 8, then i and i + 4, i + 2, i + 1: one fixed tree on every instruction set.
+inline float add_lanes(F32x16 x) {
+  float lanes[16];
+  store(lanes, x);
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
+  return lanes[0];
+}
+
+inline float max_lanes(F32x16 x) {
+  float lanes[16];
+  store(lanes, x);
+  float most = lanes[0];
+  for (int i = 1; i < 16; ++i) most = most > lanes[i] ? most : lanes[i];
+  return most;
 }
 
 inline I32x16 iset1(int32_t value) {

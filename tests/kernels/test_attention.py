@@ -68,8 +68,8 @@ def executors(setting: Setting, num_blocks: int, isa: str) -> tuple[NativeExecut
     rope = np.zeros((1, setting.head_dim // 2), np.float32), np.zeros((1, setting.head_dim // 2), np.float32)
     caches = [PagedCache(setting.program.kv, num_blocks, setting.block_tokens) for _ in range(2)]
     for paged in caches:  # what other requests left behind must not matter
-        paged.keys[0][:] = np.nan
-        paged.values[0][:] = np.nan
+        paged.keys[0][:] = 255
+        paged.values[0][:] = 255
     native = NativeExecutor(setting.program, {}, rope, caches[0], NoRanks(), 2, isa)
     return native, ReferenceExecutor(setting.program, {}, rope, caches[1], NoRanks())
 
