@@ -14,7 +14,7 @@ class LocalGroup:
     """
 
     def __init__(
-        self, size: int, *, timeout_s: float = 30.0, slot_bytes: int = 256 * 1024, mailbox_bytes: int = 16 * 2**20
+        self, size: int, *, timeout_s: float = 30.0, slot_bytes: int = 128 * 1024, mailbox_bytes: int = 16 * 2**20
     ) -> None:
         self._shape = RegionShape(size, slot_bytes, mailbox_bytes)
         self._timeout_s = timeout_s

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tinycluster.kernels import _collectives
 from tinycluster.parallel.communicator import F32, I64, CollectiveError
 
-SPIN_US = 30.0
+SPIN_US = 50.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RegionShape:
     """The memory of a group. Larger calls go in chunks; `send` returns at once while the mailbox has room."""
 
     size: int
-    slot_bytes: int = 256 * 1024
+    slot_bytes: int = 128 * 1024
     mailbox_bytes: int = 64 * 1024
 
     def __post_init__(self) -> None:
@@ -41,8 +41,9 @@ class RegionShape:
 class NativeCommunicator:
     """One rank of a group in shared memory; see Communicator for the contract.
 
-    A rank that waits spins for `spin_us` and then sleeps; by default it does not spin if the group has more ranks than
-    this process may use cores. A failed call breaks the group: every rank then raises the first failure's sentence.
+    A rank that waits spins for `spin_us`, then lets others run between looks, then sleeps; by default it does not spin
+    if the group has more ranks than the machine has cores. A failed call breaks the group: every rank then raises the
+    first failure's sentence.
     One thread at a time may call, except that `send` and `recv` may overlap, and `abort` and `close` always may.
     """
 
@@ -58,7 +59,7 @@ class NativeCommunicator:
         fd: int = -1,
     ) -> None:
         if spin_us is None:
-            spin_us = SPIN_US if shape.size <= len(os.sched_getaffinity(0)) else 0.0
+            spin_us = SPIN_US if shape.size <= (os.cpu_count() or 1) else 0.0
         try:
             self._group = _collectives.Group(
                 memory, shape.size, rank, shape.slot_bytes, shape.mailbox_bytes, epoch, timeout_s, spin_us, fd

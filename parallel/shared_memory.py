@@ -35,7 +35,7 @@ class SharedMemoryCommunicator(NativeCommunicator):
         *,
         timeout_s: float,
         epoch: int = 0,
-        slot_bytes: int = 256 * 1024,
+        slot_bytes: int = 128 * 1024,
         mailbox_bytes: int = 64 * 1024,
         spin_us: float | None = None,
     ) -> None:

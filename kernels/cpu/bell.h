@@ -1,4 +1,4 @@
-// A bell in shared memory: wait for another thread or process by spinning briefly, then sleeping on a futex.
+// A bell in shared memory: wait for another thread or process by looking for a while, then sleeping on a futex.
 #pragma once
 
 #include <linux/futex.h>
@@ -11,20 +11,12 @@
 #include <climits>
 #include <cstdint>
 
-namespace tinycluster {
+#include "patience.h"
 
-using Clock = std::chrono::steady_clock;
+namespace tinycluster {
 
 // A sleeper looks up this often for a deadline, a dead peer or an aborted group that nobody rang for.
 constexpr std::chrono::milliseconds kSlice{50};
-
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // The futex is not private, so the same bell works between processes that map it at different addresses.
 struct alignas(64) Bell {
@@ -42,19 +34,16 @@ struct alignas(64) Bell {
     syscall(SYS_futex, &rings, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   }
 
-  // Returns when ready() is true. Between slices it calls check(), which throws to end the wait.
+  // Returns when ready() is true. Before and between sleeps it calls check(), which throws to end the wait.
   template <class Ready, class Check>
   void wait(std::chrono::nanoseconds spin, Ready ready, Check check) {
-    if (ready()) return;
-    if (spin.count() > 0) {
-      const auto until = Clock::now() + spin;
-      do {
-        for (int i = 0; i < 32; ++i) {
-          if (ready()) return;
-          relax();
-        }
-      } while (Clock::now() < until);
-    }
+    Patience patience(spin);
+    do {
+      for (int look = 0; look < 16; ++look) {
+        if (ready()) return;
+        relax();
+      }
+    } while (patience.lasts());
     Sleeper sleeper(sleepers);
     for (;;) {
       const std::uint32_t heard = rings.load();

@@ -1,9 +1,9 @@
 // The memory that the ranks of one group share: threads on an anonymous mapping, processes on a mapped file.
 //
-//     header | one state per rank | size * size mailboxes | size * 2 slots of slot_bytes | size * size rings
+//     header | one state per rank | size * size mailboxes | size * kSlots slots of slot_bytes | size * size rings
 //
-// A slot is what one rank shows to the others in a collective; two slots alternate, so that a rank may fill the next
-// one while a slower rank still reads the last. A mailbox is a ring of bytes from one rank to another.
+// A slot is what one rank shows to the others in a collective; slots take turns, so that a rank may fill the next one
+// while a slower rank still reads the last. A mailbox is a ring of bytes from one rank to another.
 #pragma once
 
 #include <atomic>
@@ -15,8 +15,9 @@
 namespace tinycluster {
 
 constexpr std::uint64_t kMagic = 0x3176'7265'7473'756cULL;
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::size_t kLine = 64;
+constexpr std::size_t kSlots = 4;
 constexpr std::size_t kReasonBytes = 256;
 
 enum class Health : std::uint32_t { whole, breaking, broken };
@@ -37,7 +38,7 @@ struct alignas(kLine) Header {
 struct alignas(kLine) RankState {
   std::atomic<std::uint64_t> arrived;  // how many meetings this rank has come to
   std::atomic<Presence> presence;
-  std::uint64_t calls[2];  // what the rank called in even and odd meetings, so that mismatched calls are noticed
+  std::uint64_t calls[kSlots];  // what the rank called in its last meetings, so that mismatched calls are noticed
 };
 
 struct alignas(kLine) Mailbox {
@@ -66,7 +67,7 @@ class Region {
     return reinterpret_cast<Mailbox*>(memory_ + mailboxes_at())[from * size_ + to];
   }
   std::byte* slot(std::size_t rank, std::size_t use) const {
-    return memory_ + slots_at() + (rank * 2 + use % 2) * slot_bytes_;
+    return memory_ + slots_at() + (rank * kSlots + use % kSlots) * slot_bytes_;
   }
   std::byte* ring(std::size_t from, std::size_t to) const {
     return memory_ + rings_at() + (from * size_ + to) * mailbox_bytes_;
@@ -97,7 +98,7 @@ class Region {
  private:
   std::size_t mailboxes_at() const { return sizeof(Header) + size_ * sizeof(RankState); }
   std::size_t slots_at() const { return mailboxes_at() + size_ * size_ * sizeof(Mailbox); }
-  std::size_t rings_at() const { return slots_at() + size_ * 2 * slot_bytes_; }
+  std::size_t rings_at() const { return slots_at() + size_ * kSlots * slot_bytes_; }
 
   std::byte* memory_;
   std::size_t size_, slot_bytes_, mailbox_bytes_;
