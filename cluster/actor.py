@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.handshake import Credentials, connect
 from tinycluster.cluster.local import num_cores
 from tinycluster.cluster.quiet_ray import ray
+from tinycluster.cluster.rank_model import LoadReport, RankModel, load_model, make_runner
 from tinycluster.cluster.rendezvous import Introduction, Listeners, Meeting, RankPlan, meet
-from tinycluster.cluster.worker import ControlledChannel, Neighbours, Worker, load_runner
+from tinycluster.cluster.worker import ControlledChannel, Neighbours, Worker
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.progress import NoProgress
 from tinycluster.engine.runner import Runner
@@ -36,6 +38,9 @@ class RankActor:
         self._is_on_driver_node = self._node_id == driver_node_id
         self._host = ray.util.get_node_ip_address()
         self._listeners = Listeners(self._host)
+        # The driver may not even exist yet: it begins while this rank loads.
+        self._report = LoadReport()
+        self._model = ThreadPoolExecutor(1, "load").submit(self._load)
 
     def introduce(self) -> Introduction:
         return Introduction(
@@ -58,11 +63,14 @@ class RankActor:
         channel = ControlledChannel(connection, self._end)
 
         def load(neighbours: Neighbours) -> Runner:
-            checkpoint = open_checkpoint(self._model_path())
-            return load_runner(self._blueprint, self._rank, checkpoint, neighbours, channel, num_threads)
+            self._report.report_to(channel)
+            return make_runner(self._model.result(), self._blueprint, neighbours, num_threads)
 
         Worker(self._rank, channel).run(lambda: meet(plan, meeting, self._listeners), load)
         channel.close()
+
+    def _load(self) -> RankModel:
+        return load_model(self._blueprint, self._rank, open_checkpoint(self._model_path()), self._report)
 
     def _model_path(self) -> Path:
         """Where this node has the model: as the driver found it, or resolved into this node's own cache."""

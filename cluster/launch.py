@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from typing import TYPE_CHECKING
 
 from tinycluster.cluster.blueprint import Blueprint, draw, scheduler_limits
 from tinycluster.cluster.config import ModelSettings, Settings
@@ -18,6 +19,9 @@ from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.source import default_cache_dir as default_cache_dir
 from tinycluster.engine.source import resolve
 
+if TYPE_CHECKING:
+    from tinycluster.cluster.ray import PlacedRanks
+
 
 def start_engine(
     model: ModelSettings,
@@ -25,21 +29,27 @@ def start_engine(
     *,
     progress: NewProgress = NoProgress,
     on_failure: OnFailure | None = None,
+    placed: PlacedRanks | None = None,
 ) -> Engine:
     """One model, ready to answer. ConfigError, CheckpointError, PlacementError or UnavailableError; nothing is left.
 
-    `on_failure` is called once, from the driver's thread, when a rank is lost later.
+    `on_failure` is called once, from the driver's thread, when a rank is lost later. `placed` are ranks that Ray was
+    asked for before; without them they are started here.
     """
     cache_dir, timeout_s = settings.cluster.cache_dir, settings.cluster.step_timeout_s
     path = resolve(
         model.source, sha256=model.sha256, cache_dir=cache_dir or default_cache_dir(), progress=progress()
     ).absolute()
     checkpoint = open_checkpoint(path)
-    blueprint = draw(model, checkpoint, path=path, cache_dir=cache_dir, step_timeout_s=timeout_s)
-    tokenizer = checkpoint.tokenizer()
+    if placed is None:
+        blueprint = draw(model, checkpoint, path=path, cache_dir=cache_dir, step_timeout_s=timeout_s)
+    else:
+        blueprint = placed.blueprint
     inbox: Inbox = queue.SimpleQueue()
-    ranks = _start_ranks(blueprint, checkpoint, model, settings, inbox)
+    ranks = _start_ranks(blueprint, checkpoint, model, settings, inbox, placed)
     try:
+        # A large vocabulary takes as long as the weights, which the ranks load meanwhile.
+        tokenizer = checkpoint.tokenizer()
         await_ready(ranks, inbox, progress)
     except BaseException:
         ranks.close()
@@ -56,12 +66,21 @@ def start_engine(
 
 
 def _start_ranks(
-    blueprint: Blueprint, checkpoint: Checkpoint, model: ModelSettings, settings: Settings, inbox: Inbox
+    blueprint: Blueprint,
+    checkpoint: Checkpoint,
+    model: ModelSettings,
+    settings: Settings,
+    inbox: Inbox,
+    placed: PlacedRanks | None,
 ) -> Ranks:
     threads = None if model.threads == "auto" else model.threads
     if settings.cluster.address == "local":
         return LocalRanks(blueprint, checkpoint, threads, inbox.put)
     # Local mode must not import Ray.
-    from tinycluster.cluster.ray import start_ray_ranks
+    from tinycluster.cluster.ray import place_ranks, start_ray_ranks
+    from tinycluster.cluster.ray_cluster import join_or_start
 
-    return start_ray_ranks(blueprint, model, settings, threads, inbox.put)
+    if placed is None:
+        join_or_start(settings)
+        placed = place_ranks(blueprint, model, settings)
+    return start_ray_ranks(placed, threads, inbox.put)

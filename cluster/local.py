@@ -9,9 +9,11 @@ from functools import partial
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import LocalChannel
 from tinycluster.cluster.messages import Message, Stop
+from tinycluster.cluster.rank_model import LoadReport, load_model, make_runner
 from tinycluster.cluster.ranks import Deliver, RankEvent
-from tinycluster.cluster.worker import Neighbours, Worker, load_runner
+from tinycluster.cluster.worker import Neighbours, Worker
 from tinycluster.engine.checkpoint import Checkpoint
+from tinycluster.engine.runner import Runner
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.pipeline import PeerLink
 
@@ -38,7 +40,7 @@ class LocalRanks:
         self._channels = [LocalChannel(partial(_deliver, deliver, rank)) for rank in range(mesh.size)]
         self._threads = []
         for rank, (channel, around) in enumerate(zip(self._channels, neighbours, strict=True)):
-            load = partial(load_runner, blueprint, rank, checkpoint, channel=channel, num_threads=num_threads)
+            load = partial(_load, blueprint, rank, checkpoint, channel, num_threads)
             arguments = (lambda around=around: around, load)
             thread = threading.Thread(
                 target=Worker(rank, channel).run, args=arguments, name=f"rank-{rank}", daemon=True
@@ -59,6 +61,14 @@ class LocalRanks:
         self._abort()
         for thread in self._threads:
             thread.join(_STOP_TIMEOUT_S)
+
+
+def _load(
+    blueprint: Blueprint, rank: int, checkpoint: Checkpoint, channel: LocalChannel, num_threads: int, around: Neighbours
+) -> Runner:
+    report = LoadReport()
+    report.report_to(channel)
+    return make_runner(load_model(blueprint, rank, checkpoint, report), blueprint, around, num_threads)
 
 
 def _deliver(deliver: Deliver, rank: int, message: Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 from tinycluster.cluster.actor import RankActor, versions
@@ -16,7 +17,7 @@ from tinycluster.cluster.messages import Message, Stop, encode
 from tinycluster.cluster.process_handles import ProcessHandles
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ranks import Deliver, RankEvent, RankLost
-from tinycluster.cluster.ray_cluster import Reservation, join_or_start, reserve
+from tinycluster.cluster.ray_cluster import Reservation, reserve
 from tinycluster.cluster.rendezvous import Introduction, Meeting, arrange
 from tinycluster.engine.errors import PlacementError, UnavailableError
 from tinycluster.parallel.shared_memory import FOLDER
@@ -27,12 +28,44 @@ _STOP_TIMEOUT_S = 2.0
 _WATCH_PERIOD_S = 1.0
 
 
-def start_ray_ranks(
-    blueprint: Blueprint, model: ModelSettings, settings: Settings, threads: int | None, deliver: Deliver
-) -> RayRanks:
-    """One actor per rank, connected to each other and to this process. PlacementError, UnavailableError."""
-    join_or_start(settings)
-    ranks = RayRanks(blueprint, reserve(model, settings), deliver)
+@dataclass(frozen=True)
+class PlacedRanks:
+    """The ranks of one model, asked of Ray: their processes start and load while the caller does something else.
+
+    Whoever placed them keeps this object as long as they shall live; it may be sent to the process that drives them,
+    on node `driver_node_id`.
+    """
+
+    blueprint: Blueprint
+    reservation: Reservation
+    driver_node_id: str
+    actors: tuple[Any, ...]
+
+    def release(self) -> None:
+        """End the processes and give their places back. Never raises; what is gone already is no error."""
+        for actor in self.actors:
+            try:
+                ray.kill(actor)
+            except Exception as error:
+                log.debug("an actor was not ended, Ray may be gone already: %s", error)
+        self.reservation.release()
+
+
+def place_ranks(blueprint: Blueprint, model: ModelSettings, settings: Settings) -> PlacedRanks:
+    """One actor per rank, for a driver on this node. PlacementError where the cluster lacks the room."""
+    reservation = reserve(model, settings)
+    node_id = ray.get_runtime_context().get_node_id()
+    actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RankActor)
+    actors = [
+        actor.options(scheduling_strategy=reservation.strategy(rank)).remote(blueprint, rank, node_id)
+        for rank in range(blueprint.mesh.size)
+    ]
+    return PlacedRanks(blueprint, reservation, node_id, tuple(actors))
+
+
+def start_ray_ranks(placed: PlacedRanks, threads: int | None, deliver: Deliver) -> RayRanks:
+    """Connect the ranks to each other and to this process. PlacementError, UnavailableError."""
+    ranks = RayRanks(placed, deliver)
     try:
         ranks.start(threads)
     except BaseException:
@@ -46,13 +79,11 @@ class RayRanks:
 
     heartbeats = True
 
-    def __init__(self, blueprint: Blueprint, reservation: Reservation, deliver: Deliver) -> None:
-        self.size = blueprint.mesh.size
-        self._blueprint, self._reservation, self._deliver = blueprint, reservation, deliver
-        self._node_id = ray.get_runtime_context().get_node_id()
-        self._meeting = Meeting(
-            secrets.token_hex(8), secrets.token_bytes(32), secrets.randbits(31), blueprint.step_timeout_s
-        )
+    def __init__(self, placed: PlacedRanks, deliver: Deliver) -> None:
+        self.size = placed.blueprint.mesh.size
+        self._placed, self._blueprint, self._deliver = placed, placed.blueprint, deliver
+        timeout_s = placed.blueprint.step_timeout_s
+        self._meeting = Meeting(secrets.token_hex(8), secrets.token_bytes(32), secrets.randbits(31), timeout_s)
         self._channels: dict[int, TcpChannel] = {}
         self._open: set[int] = set()
         self._losses: dict[int, str] = {}
@@ -61,19 +92,13 @@ class RayRanks:
         self._close_lock = threading.Lock()
         self._introductions: list[Introduction] = []
         self._processes = ProcessHandles(())
-        self._actors: list[Any] = []
         self._runs: list[Any] = []
 
     def start(self, threads: int | None) -> None:
-        """Make the actors, hear their introductions, arrange the groups, and wait until `run` has connected."""
-        actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RankActor)
-        for rank in range(self.size):
-            placed = actor.options(scheduling_strategy=self._reservation.strategy(rank))
-            self._actors.append(placed.remote(self._blueprint, rank, self._node_id))
+        """Hear the actors' introductions, arrange the groups, and wait until `run` has connected."""
         self._introductions = self._introduce()
-        self._processes = ProcessHandles(
-            introduction.pid for introduction in self._introductions if introduction.node_id == self._node_id
-        )
+        here = self._placed.driver_node_id
+        self._processes = ProcessHandles(rank.pid for rank in self._introductions if rank.node_id == here)
         credentials = Credentials(self._meeting.secret, self._meeting.epoch, versions(), self._blueprint.digest)
         listener = Listener(ray.util.get_node_ip_address(), credentials, self.size, self._serve_channel)
         try:
@@ -108,25 +133,17 @@ class RayRanks:
         for channel in list(self._channels.values()):
             channel.close()
         # Without its head node Ray may answer late or never.
-        release = threading.Thread(target=self._release, name="ray-release", daemon=True)
+        release = threading.Thread(target=self._placed.release, name="ray-release", daemon=True)
         release.start()
         release.join(_STOP_TIMEOUT_S)
         self._processes.end(_STOP_TIMEOUT_S)
         for leftover in FOLDER.glob(f"tinycluster-{self._meeting.name}-*"):
             leftover.unlink(missing_ok=True)
 
-    def _release(self) -> None:
-        for actor in self._actors:
-            try:
-                ray.kill(actor)
-            except Exception as error:
-                log.debug("an actor was not ended, Ray may be gone already: %s", error)
-        self._reservation.release()
-
     def _introduce(self) -> list[Introduction]:
         try:
             introductions: list[Introduction] = ray.get(
-                [actor.introduce.remote() for actor in self._actors], timeout=_START_TIMEOUT_S
+                [actor.introduce.remote() for actor in self._placed.actors], timeout=_START_TIMEOUT_S
             )
         except ray.exceptions.GetTimeoutError:
             raise PlacementError(f"Ray did not start the ranks within {_START_TIMEOUT_S:.0f} s") from None
@@ -142,7 +159,7 @@ class RayRanks:
 
     def _run(self, threads: int | None, listener: Listener, credentials: Credentials) -> None:
         plans = arrange(self._introductions, self._blueprint.mesh, self._meeting.name)
-        for actor, plan, introduction in zip(self._actors, plans, self._introductions, strict=True):
+        for actor, plan, introduction in zip(self._placed.actors, plans, self._introductions, strict=True):
             num_threads = threads or max(1, introduction.num_cores // plan.num_ranks_on_node)
             self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, num_threads))
         threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()

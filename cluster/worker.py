@@ -11,26 +11,17 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import Channel, ChannelClosedError
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S
-from tinycluster.cluster.messages import Heartbeat, LoadProgress, Message, RankFailure, Ready, Stop
-from tinycluster.engine.checkpoint import Checkpoint
-from tinycluster.engine.errors import CheckpointError, TinyclusterError
-from tinycluster.engine.models.registry import build
+from tinycluster.cluster.messages import Heartbeat, Message, RankFailure, Ready, Stop
+from tinycluster.engine.errors import TinyclusterError
 from tinycluster.engine.request import StepPlan
-from tinycluster.engine.rope import rope_table
 from tinycluster.engine.runner import Runner
-from tinycluster.engine.sampler import Sampler
-from tinycluster.engine.weights import load_weights, loaded_bytes
-from tinycluster.kernels.executor import NativeExecutor, PagedCache
-from tinycluster.kernels.ops import softmax_f32
 from tinycluster.kernels.program import NumericalError
 from tinycluster.parallel.communicator import CollectiveError, Communicator
-from tinycluster.parallel.pipeline import Link, StageCollectives
+from tinycluster.parallel.pipeline import Link
 
 log = logging.getLogger(__name__)
-_PROGRESS_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -42,30 +33,6 @@ class Neighbours:
     next: Link | None
     abort: Callable[[], None]
     """Wakes this rank and all its neighbours from every wait."""
-
-
-def load_runner(
-    blueprint: Blueprint, rank: int, checkpoint: Checkpoint, neighbours: Neighbours, channel: Channel, num_threads: int
-) -> Runner:
-    """Read this rank's weights and make it ready to run. CheckpointError when it is another model."""
-    if checkpoint.digest != blueprint.digest:
-        raise CheckpointError(f"{checkpoint.path} is not the model that the driver has: the digests differ")
-    shares = blueprint.shares(rank, checkpoint.config)
-    program, specs = build(checkpoint.config, blueprint.stage(rank), shares)
-    wanted = blueprint.wanted_format
-    progress = _LoadProgress(channel, loaded_bytes(checkpoint, specs, shares, wanted))
-    weights = load_weights(checkpoint, specs, shares, wanted, progress.advance)
-    executor = NativeExecutor(
-        program,
-        weights,
-        rope_table(checkpoint.config, blueprint.max_model_len),
-        PagedCache(program.kv, blueprint.num_blocks, blueprint.block_tokens),
-        StageCollectives(neighbours.tensor_group, neighbours.previous, neighbours.next),
-        num_threads,
-        activation_bits=blueprint.activation_bits,
-    )
-    sampler = Sampler(softmax_f32)
-    return Runner(executor, sampler, neighbours.tensor_group, is_only_stage=blueprint.mesh.pipeline == 1)
 
 
 class Worker:
@@ -156,15 +123,3 @@ class ControlledChannel:
                 self._channel.send(Heartbeat())
         except ChannelClosedError:
             return  # the reading thread sees it too
-
-
-class _LoadProgress:
-    def __init__(self, channel: Channel, total_bytes: int) -> None:
-        self._channel, self._total_bytes = channel, total_bytes
-        self._done_bytes = self._reported_bytes = 0
-
-    def advance(self, num_bytes: int) -> None:
-        self._done_bytes += num_bytes
-        if self._done_bytes - self._reported_bytes >= _PROGRESS_BYTES or self._done_bytes >= self._total_bytes:
-            self._reported_bytes = self._done_bytes
-            self._channel.send(LoadProgress(self._done_bytes, self._total_bytes))

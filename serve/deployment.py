@@ -1,7 +1,9 @@
 """`tinycluster serve` over Ray: a Serve deployment whose replica holds the API, the drivers and, below it, the ranks.
 
-tinycluster serve ──handle──► replica (bundle 0, no CPU) ──actors──► ranks (the bundles of its placement group)
-clients ──HTTP──► replica's own port (front: direct), or Serve's proxy ──► replica (front: proxy)
+front: direct   tinycluster serve ──actors──► ranks, ──handle──► replica on this node, which drives them
+                clients ──HTTP──► replica's own port
+front: proxy    tinycluster serve ──handle──► replicas, each with ──actors──► ranks in its placement group
+                clients ──HTTP──► Serve's proxy ──► replica
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 from urllib.request import urlopen
@@ -18,11 +21,12 @@ from uuid import uuid4
 
 from fastapi import FastAPI
 
+from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.launch import NewProgress
 from tinycluster.cluster.placement import missing, num_cpus_needed, place, replica_bundles
 from tinycluster.cluster.quiet_ray import ray
-from tinycluster.cluster.ray_cluster import join_or_start
+from tinycluster.cluster.ray import PlacedRanks, place_ranks
 from tinycluster.engine.errors import ConfigError, PlacementError, UnavailableError
 from tinycluster.serve.app import create_app
 from tinycluster.serve.console import silence
@@ -52,13 +56,14 @@ def build_app() -> FastAPI:
 class Ingress:
     """The deployment. Its methods are called by the command line, its routes by Serve's proxy."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, placed: Mapping[str, PlacedRanks]) -> None:
+        self._settings, self._placed = settings, placed
         # The decorator sets `self.app` right after this constructor, still before the loop's next turn.
         asyncio.get_running_loop().call_soon(self._begin)
 
     def _begin(self) -> None:
-        self._replica = Replica(self._settings, self.app, serve.get_replica_context().replica_id.unique_id)  # type: ignore[attr-defined]
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._replica = Replica(self._settings, self.app, replica_id, self._placed)  # type: ignore[attr-defined]
 
     async def state(self) -> ReplicaState:
         return self._replica.state
@@ -76,22 +81,41 @@ class Ingress:
             raise self._replica.failure
 
 
-def serve_on_ray(settings: Settings, progress: NewProgress, out: TextIO, started_s: float) -> None:
-    """Serve settings that `preflight.py` has checked until StopSignal, or UnavailableError when a rank is lost."""
+def serve_on_ray(
+    settings: Settings, blueprints: Mapping[str, Blueprint], progress: NewProgress, out: TextIO, started_s: float
+) -> None:
+    """Serve settings that `preflight.py` has checked until StopSignal, or UnavailableError when a rank is lost.
+
+    This process is connected to Ray, and is disconnected at the end.
+    """
     with ExitStack() as quiet, ExitStack() as running:
-        join_or_start(settings)
+        running.callback(ray.shutdown)
         # Ray has put a handler of its own in place that aborts the process on SIGTERM.
         raise_on_signals()
-        running.callback(ray.shutdown)
-        running.enter_context(serve_running(settings))
+        # Serve's controller and the ranks take about equally long to start, and neither needs the other.
+        with ThreadPoolExecutor(1) as placer:
+            placing = placer.submit(place_models, settings, blueprints, running)
+            running.enter_context(serve_running(settings))
+        placed = placing.result()
         name = f"tinycluster-{uuid4().hex[:8]}"
         running.callback(delete, name)
         running.callback(quiet.enter_context, silence())
-        handle = deploy(settings, name)
+        handle = deploy(settings, name, placed)
         state = wait_until_ready(settings, handle, progress)
         url = state.url or await_proxy(settings)
         announce(url, state.models, time.monotonic() - started_s, out)
         raise watch(settings, handle)
+
+
+def place_models(
+    settings: Settings, blueprints: Mapping[str, Blueprint], running: ExitStack
+) -> Mapping[str, PlacedRanks]:
+    """With `front: direct` the ranks start before Serve does; else every replica of Serve's starts its own."""
+    placed: dict[str, PlacedRanks] = {}
+    for model in settings.models if settings.server.front == "direct" else ():
+        placed[model.name] = place_ranks(blueprints[model.name], model, settings)
+        running.callback(placed[model.name].release)
+    return placed
 
 
 @contextmanager
@@ -112,38 +136,42 @@ def serve_running(settings: Settings) -> Iterator[None]:
                 serve.shutdown()
 
 
-def deploy(settings: Settings, name: str) -> Any:
+def deploy(settings: Settings, name: str, placed: Mapping[str, PlacedRanks]) -> Any:
     """The running application's handle. PlacementError after cluster.placement_timeout seconds."""
-    bundles = replica_bundles(settings)
+    is_direct = settings.server.front == "direct"
     deployment = serve.deployment(
         Ingress,
         name="tinycluster",
         num_replicas=settings.server.replicas,
-        ray_actor_options={"num_cpus": 0},
-        placement_group_bundles=bundles,
-        placement_group_bundle_label_selector=_places(settings, len(bundles)),
-        placement_group_strategy="SPREAD" if any(model.mesh.spread for model in settings.models) else "PACK",
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=2,
         health_check_period_s=2,
+        **(_on_this_node() if is_direct else _with_its_ranks(settings)),
     )
-    route_prefix = None if settings.server.front == "direct" else "/"
-    target = serve.RunTarget(deployment.bind(settings), name, route_prefix)
+    target = serve.RunTarget(deployment.bind(settings, placed), name, None if is_direct else "/")
     (handle,) = serve.run_many([target], wait_for_applications_running=False)
     _wait_until_placed(settings, name)
     return handle
 
 
-def _places(settings: Settings, num_bundles: int) -> list[dict[str, str]] | None:
-    """With `front: direct` the replica's port must be on this node, and the replica sits in bundle 0."""
-    if settings.server.front == "proxy" or len(_alive_nodes()) == 1:
-        return None
-    return [{"ray.io/node-id": ray.get_runtime_context().get_node_id()}] + [{}] * (num_bundles - 1)
+def _on_this_node() -> dict[str, Any]:
+    """A replica that listens itself must do so here."""
+    return {
+        "ray_actor_options": {
+            "num_cpus": 0,
+            "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+        }
+    }
 
 
-def _alive_nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+def _with_its_ranks(settings: Settings) -> dict[str, Any]:
+    is_spread = any(model.mesh.spread for model in settings.models)
+    return {
+        "ray_actor_options": {"num_cpus": 0},
+        "placement_group_bundles": replica_bundles(settings),
+        "placement_group_strategy": "SPREAD" if is_spread else "PACK",
+    }
 
 
 def _wait_until_placed(settings: Settings, name: str) -> None:
@@ -158,22 +186,12 @@ def _wait_until_placed(settings: Settings, name: str) -> None:
 
 
 def _lack(settings: Settings) -> str:
-    cpus = [node["Resources"].get("CPU", 0.0) for node in _alive_nodes()]
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     for model in settings.models:
         if (lack := missing(place(model), cpus)) is not None:
             return f"{model.name}: {lack}"
-    if _places(settings, 1) is not None and (sentence := _lack_here(replica_bundles(settings)[0]["CPU"])):
-        return sentence
     free = ray.available_resources().get("CPU", 0.0)
     return f"the models need {num_cpus_needed(settings)} CPUs and {free:g} are free"
-
-
-def _lack_here(wanted: float) -> str | None:
-    here = ray.get_runtime_context().get_node_id()
-    (cpus,) = (node["Resources"].get("CPU", 0.0) for node in _alive_nodes() if node["NodeID"] == here)
-    if cpus >= wanted:
-        return None
-    return f"the first stage needs {wanted:g} CPUs on this node, which has {cpus:g}; server.front: proxy runs anywhere"
 
 
 def wait_until_ready(settings: Settings, handle: Any, progress: NewProgress) -> ReplicaState:

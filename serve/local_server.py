@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TextIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TextIO
 
 from fastapi import FastAPI
 
@@ -15,8 +16,16 @@ from tinycluster.cluster.config import Settings
 from tinycluster.cluster.launch import NewProgress, start_engine
 from tinycluster.engine.errors import UnavailableError
 from tinycluster.serve.app import create_app
-from tinycluster.serve.http_server import HttpServer, listen, url_of
+from tinycluster.serve.http_server import HttpServer
+from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from tinycluster.cluster.ray import PlacedRanks
+
+    PlacedModels = Mapping[str, PlacedRanks]
+
+NOT_PLACED: PlacedModels = MappingProxyType({})
 
 
 class Failure:
@@ -37,12 +46,20 @@ class Failure:
 
 
 def start_engines(
-    settings: Settings, registry: ModelRegistry, progress: NewProgress, on_failure: Callable[[UnavailableError], None]
+    settings: Settings,
+    registry: ModelRegistry,
+    progress: NewProgress,
+    on_failure: Callable[[UnavailableError], None],
+    placed: PlacedModels,
 ) -> ExitStack:
-    """All models of the settings, added to the registry as they become ready. Closing the stack closes them."""
+    """All models of the settings, added to the registry as they become ready. Closing the stack closes them.
+
+    `placed` are ranks by model that Ray was asked for before.
+    """
     with ExitStack() as engines:
         for model in settings.models:
-            engine = start_engine(model, settings, progress=progress, on_failure=on_failure)
+            ranks = placed.get(model.name)
+            engine = start_engine(model, settings, progress=progress, on_failure=on_failure, placed=ranks)
             engines.callback(engine.close)
             registry.add(engine)
         return engines.pop_all()
@@ -55,11 +72,12 @@ def start_serving(
     settings: Settings,
     progress: NewProgress,
     on_failure: Callable[[UnavailableError], None],
+    placed: PlacedModels = NOT_PLACED,
 ) -> None:
     """Engines, then HTTP. `running` ends them in the order that lets every stream end well."""
     http = HttpServer(app, listener)
     running.callback(http.stop)
-    running.enter_context(start_engines(settings, app.state.registry, progress, on_failure))
+    running.enter_context(start_engines(settings, app.state.registry, progress, on_failure, placed))
     running.callback(http.drain)
     http.start()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from tinycluster.cluster.blueprint import draw
+from typing import TYPE_CHECKING
+
+from tinycluster.cluster.blueprint import Blueprint, draw
 from tinycluster.cluster.config import Settings
-from tinycluster.cluster.launch import NewProgress
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ConfigError
 from tinycluster.engine.source import default_cache_dir, resolve
-from tinycluster.serve.http_server import listen
+from tinycluster.serve.listener import listen
+
+if TYPE_CHECKING:
+    from tinycluster.cluster.loading import NewProgress
 
 
 def check_front(settings: Settings) -> None:
@@ -31,10 +35,18 @@ def with_free_port(settings: Settings) -> Settings:
     return settings.model_copy(update={"server": server.model_copy(update={"port": port})})
 
 
-def check_models(settings: Settings, progress: NewProgress) -> None:
-    """Download what is missing and check every model's files against its mesh. ConfigError, CheckpointError."""
+def check_models(settings: Settings, progress: NewProgress) -> dict[str, Blueprint]:
+    """Download what is missing and lay every model out on its mesh, by name. ConfigError, CheckpointError."""
     cluster = settings.cluster
     cache_dir = cluster.cache_dir or default_cache_dir()
+    blueprints = {}
     for model in settings.models:
-        path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=progress())
-        draw(model, open_checkpoint(path), path=path, cache_dir=cache_dir, step_timeout_s=cluster.step_timeout_s)
+        path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=progress()).absolute()
+        blueprints[model.name] = draw(
+            model,
+            open_checkpoint(path),
+            path=path,
+            cache_dir=cluster.cache_dir,
+            step_timeout_s=cluster.step_timeout_s,
+        )
+    return blueprints

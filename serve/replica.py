@@ -6,14 +6,18 @@ import logging
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from tinycluster.cluster.config import Settings
 from tinycluster.engine.errors import TinyclusterError, UnavailableError
-from tinycluster.serve.http_server import listen, url_of
+from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.local_server import Failure, start_engines, start_serving
 from tinycluster.serve.registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from tinycluster.serve.local_server import PlacedModels
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +56,9 @@ class ReplicaState:
 class Replica:
     """Starts in a thread of its own: until it has settled, requests get 503."""
 
-    def __init__(self, settings: Settings, app: FastAPI, replica_id: str) -> None:
+    def __init__(self, settings: Settings, app: FastAPI, replica_id: str, placed: PlacedModels) -> None:
         self.state = ReplicaState(replica_id)
-        self._settings, self._app = settings, app
+        self._settings, self._app, self._placed = settings, app, placed
         self._running = ExitStack()
         self._failure = Failure()
         threading.Thread(target=self._start, name="start", daemon=True).start()
@@ -87,10 +91,14 @@ class Replica:
         with ExitStack() as running:
             if server.front == "direct":
                 listener = listen(server.host, server.port)
-                start_serving(running, listener, self._app, self._settings, self._new_line, self._failure.report)
+                start_serving(
+                    running, listener, self._app, self._settings, self._new_line, self._failure.report, self._placed
+                )
                 self.state.url = url_of(listener)
             else:
-                running.enter_context(start_engines(self._settings, registry, self._new_line, self._failure.report))
+                running.enter_context(
+                    start_engines(self._settings, registry, self._new_line, self._failure.report, self._placed)
+                )
             self.state.models = registry.words()
             self._running = running.pop_all()
 

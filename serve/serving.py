@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 from tinycluster.cluster.config import Settings
 from tinycluster.serve.console import own_stdout
@@ -30,8 +32,14 @@ def _serve(settings: Settings) -> None:
             serve_local(settings, bars, out)
             return
         settings = with_free_port(settings)
-        check_models(settings, bars)
+        blueprints = check_models(settings, bars)
         # Local mode must not import Ray.
+        from tinycluster.cluster.ray_cluster import join_or_start
+
+        # Ray's start mostly waits for its own processes: time enough to import Serve, which takes a second.
+        with ThreadPoolExecutor(1) as importer:
+            importer.submit(import_module, "tinycluster.serve.deployment")
+            join_or_start(settings)
         from tinycluster.serve.deployment import serve_on_ray
 
-        serve_on_ray(settings, bars, out, started_s)
+        serve_on_ray(settings, blueprints, bars, out, started_s)

@@ -17,7 +17,7 @@ from tests.cluster.engines import GREEDY, Line, answers, engine_for, prompt_of, 
 from tests.parity.random_model import CASES, write_folder
 from tinycluster.cluster import local
 from tinycluster.cluster.launch import start_engine
-from tinycluster.cluster.worker import load_runner
+from tinycluster.cluster.rank_model import load_model
 from tinycluster.engine.errors import CheckpointError, ConfigError, UnavailableError
 
 WITHOUT_RAY = """
@@ -80,9 +80,9 @@ def test_a_rank_that_cannot_load_is_named_and_nothing_is_left(
     def fail_on_rank_1(blueprint: Any, rank: int, *arguments: Any, **options: Any) -> Any:
         if rank == 1:
             raise MemoryError("no room for weights")
-        return load_runner(blueprint, rank, *arguments, **options)
+        return load_model(blueprint, rank, *arguments, **options)
 
-    monkeypatch.setattr(local, "load_runner", fail_on_rank_1)
+    monkeypatch.setattr(local, "load_model", fail_on_rank_1)
     with pytest.raises(UnavailableError, match=r"rank 1 .*did not start: MemoryError: no room for weights"):
         engine_for(tiny_model, mesh={"tensor": 2})
     assert rank_threads() == []

@@ -15,9 +15,9 @@ import pytest
 from tests.cluster.engines import settings_for
 from tinycluster.cluster.blueprint import Blueprint, draw
 from tinycluster.cluster.channel import ChannelClosedError, LocalChannel, TcpChannel
-from tinycluster.cluster.local import connect_threads
 from tinycluster.cluster.messages import Heartbeat, LoadProgress, Message, RankFailure, Ready, Stop
-from tinycluster.cluster.worker import ControlledChannel, Neighbours, Worker, load_runner
+from tinycluster.cluster.rank_model import LoadReport, load_model
+from tinycluster.cluster.worker import ControlledChannel, Neighbours, Worker
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
 from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.request import StepPlan, StepResult
@@ -128,4 +128,15 @@ def test_another_model_than_the_drivers_is_refused(tiny_model: Path) -> None:
     blueprint, checkpoint = blueprint_of(tiny_model)
     other = replace(blueprint, digest="0" * 64)
     with pytest.raises(CheckpointError, match="is not the model that the driver has"):
-        load_runner(other, 0, checkpoint, connect_threads(other)[0], LocalChannel(lambda message: None), 1)
+        load_model(other, 0, checkpoint, LoadReport())
+
+
+def test_what_was_loaded_before_there_was_a_channel_is_reported_to_it() -> None:
+    sent: list[Message] = []
+    report, channel = LoadReport(), LocalChannel(sent.append)
+    report.begin(70)
+    report.advance(30)
+    report.report_to(channel)
+    assert sent == [LoadProgress(30, 70)]
+    report.advance(40)
+    assert sent == [LoadProgress(30, 70), LoadProgress(70, 70)]

@@ -9,7 +9,8 @@ import pytest
 
 from tests.serve.fake_engine import FakeEngine
 from tinycluster.serve.app import create_app
-from tinycluster.serve.http_server import HttpServer, listen, url_of
+from tinycluster.serve.http_server import HttpServer
+from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.registry import ModelRegistry
 
 StartServer = Callable[..., str]

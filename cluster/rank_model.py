@@ -1,0 +1,92 @@
+"""What one rank holds: its slice of the model, loaded as soon as the rank exists, and the runner made of it later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tinycluster.cluster.blueprint import Blueprint
+from tinycluster.cluster.channel import Channel
+from tinycluster.cluster.messages import LoadProgress
+from tinycluster.cluster.worker import Neighbours
+from tinycluster.engine.checkpoint import Checkpoint
+from tinycluster.engine.errors import CheckpointError
+from tinycluster.engine.models.registry import build
+from tinycluster.engine.rope import rope_table
+from tinycluster.engine.runner import Runner
+from tinycluster.engine.sampler import Sampler
+from tinycluster.engine.weights import load_weights, loaded_bytes
+from tinycluster.kernels.executor import NativeExecutor, PagedCache
+from tinycluster.kernels.ops import softmax_f32
+from tinycluster.kernels.packing import PackedWeight
+from tinycluster.kernels.program import F32, Program
+from tinycluster.parallel.pipeline import StageCollectives
+
+_REPORT_BYTES = 4 * 2**20
+
+
+class LoadReport:
+    """How far the loading is. A rank may load before it has a channel; the channel then learns where it stands."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._total_bytes = self._done_bytes = self._reported_bytes = 0
+
+    def begin(self, total_bytes: int) -> None:
+        with self._lock:
+            self._total_bytes = total_bytes
+
+    def advance(self, num_bytes: int) -> None:
+        with self._lock:
+            self._done_bytes += num_bytes
+            if self._done_bytes - self._reported_bytes >= _REPORT_BYTES or self._done_bytes >= self._total_bytes:
+                self._tell()
+
+    def report_to(self, channel: Channel) -> None:
+        with self._lock:
+            self._channel = channel
+            if self._done_bytes:
+                self._tell()
+
+    def _tell(self) -> None:
+        if self._channel is not None:
+            self._reported_bytes = self._done_bytes
+            self._channel.send(LoadProgress(self._done_bytes, self._total_bytes))
+
+
+@dataclass(frozen=True)
+class RankModel:
+    """One rank's program, weights and rotation table."""
+
+    program: Program
+    weights: Mapping[str, PackedWeight | F32]
+    rope: tuple[F32, F32]
+
+
+def load_model(blueprint: Blueprint, rank: int, checkpoint: Checkpoint, report: LoadReport) -> RankModel:
+    """Read this rank's weights. CheckpointError when it is another model."""
+    if checkpoint.digest != blueprint.digest:
+        raise CheckpointError(f"{checkpoint.path} is not the model that the driver has: the digests differ")
+    shares = blueprint.shares(rank, checkpoint.config)
+    program, specs = build(checkpoint.config, blueprint.stage(rank), shares)
+    wanted = blueprint.wanted_format
+    report.begin(loaded_bytes(checkpoint, specs, shares, wanted))
+    weights = load_weights(checkpoint, specs, shares, wanted, report.advance)
+    return RankModel(program, weights, rope_table(checkpoint.config, blueprint.max_model_len))
+
+
+def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, num_threads: int) -> Runner:
+    """The rank's runner, with an empty cache."""
+    executor = NativeExecutor(
+        model.program,
+        model.weights,
+        model.rope,
+        PagedCache(model.program.kv, blueprint.num_blocks, blueprint.block_tokens),
+        StageCollectives(neighbours.tensor_group, neighbours.previous, neighbours.next),
+        num_threads,
+        activation_bits=blueprint.activation_bits,
+    )
+    sampler = Sampler(softmax_f32)
+    return Runner(executor, sampler, neighbours.tensor_group, is_only_stage=blueprint.mesh.pipeline == 1)
