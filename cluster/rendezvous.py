@@ -16,6 +16,7 @@ from tinycluster.parallel.hierarchical import HierarchicalCommunicator
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.mesh import Mesh
 from tinycluster.parallel.pipeline import Link, PeerLink
+from tinycluster.parallel.region import RegionCommunicator
 from tinycluster.parallel.shared_memory import SharedMemoryCommunicator
 from tinycluster.parallel.tcp import Address, TcpCommunicator, TcpListener
 
@@ -156,7 +157,7 @@ def _tensor_group(
     group = tensor.nodes[index]
     place = group.index(plan.tensor_rank)
     if len(group) == 1:
-        node_group: Communicator = LocalGroup(1).communicator(0)
+        node_group: RegionCommunicator = LocalGroup(1).communicator(0)
     else:
         node_group = _shared_memory(f"{tensor.name}-node{index}", place, len(group), meeting)
     communicators.append(node_group)

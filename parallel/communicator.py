@@ -1,4 +1,4 @@
-"""Collectives between the ranks of one group. The contract lives here; local.py, shared_memory.py and tcp.py keep it.
+"""Collectives between the ranks of one group. The contract lives here; native.py and those who build on it keep it.
 
 Every call is made by all ranks of the group in the same order with matching shapes. Every wait has a deadline: a rank
 that does not arrive in time, or that closed, raises CollectiveError on the others, never a hang.
@@ -57,6 +57,6 @@ class Communicator(Protocol):
 
     def close(self) -> None: ...
 
-    def native_table(self) -> object | None:
-        """A PyCapsule of kernels/cpu/collective_table.h that keeps the group alive; None where only Python can call."""
+    def native_table(self) -> object:
+        """A PyCapsule of kernels/cpu/collective_table.h that keeps the group alive."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from tinycluster.parallel.native import NativeCommunicator, RegionShape
+from tinycluster.parallel.region import RegionCommunicator, RegionShape
 
 
 class LocalGroup:
@@ -21,6 +21,6 @@ class LocalGroup:
         self._memory = mmap.mmap(-1, self._shape.num_bytes)
         self._shape.format(self._memory, epoch=0)
 
-    def communicator(self, rank: int) -> NativeCommunicator:
+    def communicator(self, rank: int) -> RegionCommunicator:
         """The communicator of one rank, to be used by one thread; each rank may be asked for once."""
-        return NativeCommunicator(self._memory, self._shape, rank, timeout_s=self._timeout_s)
+        return RegionCommunicator(self._memory, self._shape, rank, timeout_s=self._timeout_s)

@@ -25,7 +25,7 @@ class Link(Protocol):
         """Fill x."""
         ...
 
-    def native_table(self) -> tuple[object, int] | None:
+    def native_table(self) -> tuple[object, int]:
         """The table of the communicator (see Communicator.native_table) and the peer's rank in it."""
         ...
 
@@ -45,9 +45,8 @@ class PeerLink:
     def recv(self, x: NDArray[Any]) -> None:
         self._communicator.recv(x, self._peer)
 
-    def native_table(self) -> tuple[object, int] | None:
-        table = self._communicator.native_table()
-        return None if table is None else (table, self._peer)
+    def native_table(self) -> tuple[object, int]:
+        return self._communicator.native_table(), self._peer
 
 
 class StageCollectives:
@@ -59,8 +58,8 @@ class StageCollectives:
         self._next = next
 
     @property
-    def tensor_table(self) -> object | None:
-        """For native code: the calls of the stage's tensor ranks; None where only Python can call."""
+    def tensor_table(self) -> object:
+        """For native code: the calls of the stage's tensor ranks."""
         return self._tensor_group.native_table()
 
     @property

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 from tinycluster.parallel.communicator import CollectiveError
-from tinycluster.parallel.native import NativeCommunicator, RegionShape
+from tinycluster.parallel.region import RegionCommunicator, RegionShape
 
 FOLDER = Path("/dev/shm")
 _POLL_S = 0.002
 
 
-class SharedMemoryCommunicator(NativeCommunicator):
+class SharedMemoryCommunicator(RegionCommunicator):
     """Rank 0 creates the file, the others attach; the constructor returns when all ranks have, or raises.
 
     `name` is the same random name on all ranks, `epoch` the same number: a rank of another start is refused. All ranks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import secrets
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tinycluster.parallel.communicator import CollectiveError
 from tinycluster.parallel.local import LocalGroup
-from tinycluster.parallel.native import RegionShape
+from tinycluster.parallel.region import RegionShape
 from tinycluster.parallel.shared_memory import SharedMemoryCommunicator
 
 KINDS = ["local", "shared_memory", "tcp", "hierarchical"]
@@ -94,6 +95,27 @@ def test_ranks_that_call_different_operations_are_told_apart(kind: str, groups: 
     for future in in_threads(groups.open(kind, 2), body):
         with pytest.raises(CollectiveError, match=r"all_reduce of 24 bytes|broadcast of 64 bytes"):
             future.result()
+
+
+@pytest.mark.parametrize(
+    ("n", "operation", "difference"),
+    [
+        (3, "broadcast", "call broadcast instead of all_reduce|call all_reduce instead of broadcast"),
+        (4, "all_reduce", "payload bytes 32 instead of 24|payload bytes 24 instead of 32"),
+    ],
+)
+def test_over_tcp_the_first_wrong_frame_is_refused(
+    n: int, operation: str, difference: str, groups: Any, in_threads: Any
+) -> None:
+    def body(communicator: Any) -> None:
+        if communicator.rank == 0 or operation == "all_reduce":
+            communicator.all_reduce(np.zeros(n if communicator.rank else 3, np.int64))
+        else:
+            communicator.broadcast(np.zeros(3, np.int64), 1)
+
+    outcomes = [future.exception() for future in in_threads(groups.open("tcp", 2), body)]
+    assert any(re.search(difference, str(outcome)) for outcome in outcomes), outcomes
+    assert isinstance(outcomes[0], CollectiveError)
 
 
 @pytest.mark.parametrize("kind", ["local", "shared_memory", "tcp"])

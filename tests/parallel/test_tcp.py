@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import secrets
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinycluster.kernels import _collectives
 from tinycluster.parallel.communicator import CollectiveError
+from tinycluster.parallel.native import NativeCommunicator
 from tinycluster.parallel.tcp import TcpCommunicator, TcpListener
-from tinycluster.parallel.tcp_connection import Connection, Kind
 
 SECRET = secrets.token_bytes(32)
 
@@ -99,27 +101,32 @@ def test_a_short_secret_is_refused(listeners: Any) -> None:
         connect(0, listeners, secret=b"short")
 
 
-def raw_and_connection() -> tuple[socket.socket, Connection]:
+def raw_and_communicator(timeout_s: float = 5.0) -> tuple[socket.socket, NativeCommunicator]:
+    """Rank 0 of two, and the socket that rank 1 would hold."""
     raw, end = socket.socketpair()
-    return raw, Connection(end, rank=0, peer=1, epoch=7)
+    with end:
+        return raw, NativeCommunicator(_collectives.TcpGroup([-1, end.fileno()], 0, 7, timeout_s, 50.0))
 
 
-FIELDS = {"magic": b"tcfr", "kind": 5, "dtype": 1, "zero": 0, "sequence": 0, "epoch": 7, "payload_bytes": 12}
+SEND = 7
+FIELDS = {"magic": b"tcfr", "call": SEND, "padding": 0, "sequence": 0, "epoch": 7, "payload_bytes": 12}
 
 
 def frame(**changes: Any) -> bytes:
     """Three float32 zeros as the first message of epoch 7."""
-    return struct.pack("<4sBBHQQQ", *(FIELDS | changes).values()) + bytes(12)
+    fields = FIELDS | changes
+    fields["call"] |= fields.pop("padding") << 8
+    return struct.pack("<4sIQQQ", *fields.values()) + bytes(12)
 
 
 def receive(words: bytes, *, timeout_s: float = 5.0) -> None:
-    raw, connection = raw_and_connection()
+    raw, communicator = raw_and_communicator(timeout_s)
     with raw:
         raw.sendall(words)
         try:
-            connection.recv(Kind.MESSAGE, np.empty(3, np.float32), time.monotonic() + timeout_s)
+            communicator.recv(np.empty(3, np.float32), 1)
         finally:
-            connection.close()
+            communicator.close()
 
 
 def test_the_expected_frame_is_taken() -> None:
@@ -127,20 +134,20 @@ def test_the_expected_frame_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("change", "difference"),
     [
-        ({"magic": b"HTTP"}, "magic"),
-        ({"kind": 1}, "kind"),
-        ({"dtype": 0}, "dtype"),
-        ({"zero": 1}, "zero"),
-        ({"sequence": 1}, "sequence"),
-        ({"epoch": 6}, "epoch"),
+        ({"magic": b"HTTP"}, "another magic number"),
+        ({"call": 4}, "call all_gather instead of send"),
+        ({"call": 99}, "call an unknown call instead of send"),
+        ({"padding": 1}, "padding"),
+        ({"sequence": 1}, "sequence 1 instead of 0"),
+        ({"epoch": 6}, "epoch 6 instead of 7"),
         ({"payload_bytes": 8}, "payload bytes 8 instead of 12"),
         ({"payload_bytes": 2**63}, "payload bytes"),
     ],
 )
-def test_a_frame_with_one_wrong_field_is_refused_by_name(change: Any, field: str) -> None:
-    with pytest.raises(CollectiveError, match=f"rank 1 sent rank 0 a frame with {field}"):
+def test_a_frame_with_one_wrong_field_is_refused_by_name(change: Any, difference: str) -> None:
+    with pytest.raises(CollectiveError, match=f"rank 1 sent rank 0 a frame with {difference}"):
         receive(frame(**change))
 
 
@@ -155,25 +162,98 @@ def test_random_bytes_are_never_taken_for_a_frame(words: bytes) -> None:
         receive(words)
 
 
+def test_a_frame_may_come_byte_by_byte(in_threads: Any) -> None:
+    raw, communicator = raw_and_communicator()
+    x = np.arange(3, dtype=np.int64)
+
+    def body(side: int) -> None:
+        if side == 0:
+            communicator.all_reduce(x)
+            return
+        fields = FIELDS | {"call": 2, "payload_bytes": 24}
+        fields.pop("padding")
+        for byte in struct.pack("<4sIQQQ", *fields.values()) + np.full(3, 10, np.int64).tobytes():
+            raw.sendall(bytes([byte]))
+
+    with raw:
+        for future in in_threads(range(2), body):
+            future.result()
+        communicator.close()
+    assert x.tolist() == [10, 11, 12]
+
+
 def test_half_a_frame_ends_at_the_deadline() -> None:
-    with pytest.raises(CollectiveError, match="waited for rank 1"):
+    with pytest.raises(CollectiveError, match=r"rank 0 waited 0\.1 s in recv for rank 1"):
         receive(frame()[:40], timeout_s=0.1)
 
 
 def test_a_peer_that_leaves_in_the_middle_of_a_frame_is_named() -> None:
-    raw, connection = raw_and_connection()
+    raw, communicator = raw_and_communicator()
     raw.sendall(frame()[:40])
     raw.close()
     with pytest.raises(CollectiveError, match="rank 1 left or died"):
-        connection.recv(Kind.MESSAGE, np.empty(3, np.float32), time.monotonic() + 5.0)
-    connection.close()
+        communicator.recv(np.empty(3, np.float32), 1)
+    with pytest.raises(CollectiveError, match="rank 1 left or died"):
+        communicator.all_reduce(np.zeros(3, np.int64))
+    communicator.close()
 
 
-def test_arrays_that_cannot_be_framed_are_refused() -> None:
-    raw, connection = raw_and_connection()
-    with pytest.raises(TypeError, match="arrays of complex128 are not sent"):
-        connection.send(Kind.MESSAGE, np.zeros(1, np.complex128), time.monotonic() + 5.0)
-    with pytest.raises(ValueError, match="C-contiguous"):
-        connection.send(Kind.MESSAGE, np.zeros((4, 4), np.float32)[:, 1:], time.monotonic() + 5.0)
-    connection.close()
-    raw.close()
+def test_a_peer_that_does_not_read_ends_a_sum_at_the_deadline() -> None:
+    raw, communicator = raw_and_communicator(timeout_s=0.2)
+    with raw, pytest.raises(CollectiveError, match=r"rank 0 waited 0\.2 s in all_reduce for rank 1"):
+        communicator.all_reduce(np.zeros(4_000_000, np.int64))
+    communicator.close()
+
+
+def test_a_message_to_oneself_is_refused() -> None:
+    raw, communicator = raw_and_communicator()
+    with raw, pytest.raises(ValueError, match="cannot send to itself"):
+        communicator.send(np.zeros(3, np.int64), 0)
+    communicator.close()
+
+
+def test_a_rank_that_comes_late_is_waited_for(listeners: Any, in_threads: Any) -> None:
+    """The sum begins long before rank 1 does: its values lie in the sockets, or in rank 0's hands, until then."""
+    n = 1_500_017
+    has_begun = threading.Event()
+
+    def body(rank: int) -> None:
+        communicator = connect(rank, listeners)
+        x = np.arange(n, dtype=np.int64) * (rank + 1)
+        if rank == 0:
+            communicator.send(x, 1)
+            has_begun.set()
+        else:
+            assert has_begun.wait(30.0)
+            received = np.empty_like(x)
+            communicator.recv(received, 0)
+            np.testing.assert_array_equal(received, np.arange(n))
+        communicator.all_reduce(x)
+        np.testing.assert_array_equal(x, np.arange(n) * 3)
+        communicator.close()
+
+    for future in in_threads(range(2), body):
+        future.result()
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_closed_group_leaves_no_file_and_no_thread(in_threads: Any) -> None:
+    def body(rank: int, listeners: list[TcpListener]) -> None:
+        communicator = connect(rank, listeners)
+        if rank == 0:  # more than the sockets take, so that a writer starts
+            communicator.send(np.zeros(2_000_000, np.int64), 1)
+        communicator.barrier() if rank else communicator.abort()
+
+    files, threads = open_files(), threading.active_count()
+    native_threads = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        listeners = [TcpListener("127.0.0.1") for _ in range(2)]
+        outcomes = in_threads(range(2), lambda rank, listeners=listeners: body(rank, listeners))
+        assert isinstance(outcomes[1].exception(), CollectiveError)
+        del outcomes
+    gc.collect()
+    assert (open_files(), threading.active_count()) == (files, threads)
+    assert len(os.listdir("/proc/self/task")) <= native_threads
