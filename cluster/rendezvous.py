@@ -15,6 +15,7 @@ from tinycluster.parallel.communicator import Communicator
 from tinycluster.parallel.hierarchical import HierarchicalCommunicator
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.mesh import Mesh
+from tinycluster.parallel.native import spin_us_of
 from tinycluster.parallel.pipeline import Link, PeerLink
 from tinycluster.parallel.region import RegionCommunicator
 from tinycluster.parallel.shared_memory import SharedMemoryCommunicator
@@ -134,8 +135,9 @@ def meet(plan: RankPlan, meeting: Meeting, listeners: Listeners) -> Neighbours:
     communicators: list[Communicator] = []
     try:
         tensor_group = _tensor_group(plan, meeting, listeners, communicators)
-        previous = _link(plan.previous, 1, meeting, listeners.previous, communicators)
-        next_link = _link(plan.next, 0, meeting, listeners.next, communicators)
+        spin_us = spin_us_of(plan.num_ranks_on_node)
+        previous = _link(plan.previous, 1, meeting, listeners.previous, communicators, spin_us)
+        next_link = _link(plan.next, 0, meeting, listeners.next, communicators, spin_us)
     except BaseException:
         _abort(communicators)
         raise
@@ -156,38 +158,55 @@ def _tensor_group(
     index = next(index for index, group in enumerate(tensor.nodes) if plan.tensor_rank in group)
     group = tensor.nodes[index]
     place = group.index(plan.tensor_rank)
+    spin_us = spin_us_of(plan.num_ranks_on_node)
     if len(group) == 1:
         node_group: RegionCommunicator = LocalGroup(1).communicator(0)
     else:
-        node_group = _shared_memory(f"{tensor.name}-node{index}", place, len(group), meeting)
+        node_group = _shared_memory(f"{tensor.name}-node{index}", place, len(group), meeting, spin_us)
     communicators.append(node_group)
     if len(tensor.nodes) == 1:
         return node_group
-    leaders = _tcp(tensor.name, index, tensor.leaders, meeting, listeners.tensor) if place == 0 else None
+    leaders = _tcp(tensor.name, index, tensor.leaders, meeting, listeners.tensor, spin_us) if place == 0 else None
     whole = HierarchicalCommunicator(plan.tensor_rank, tensor.nodes, node_group, leaders)
     communicators[:] = [whole]
     return whole
 
 
 def _link(
-    plan: LinkPlan | None, side: int, meeting: Meeting, listener: TcpListener, communicators: list[Communicator]
+    plan: LinkPlan | None,
+    side: int,
+    meeting: Meeting,
+    listener: TcpListener,
+    communicators: list[Communicator],
+    spin_us: float,
 ) -> Link | None:
     if plan is None:
         return None
     if plan.addresses:
-        pair: Communicator = _tcp(plan.name, side, plan.addresses, meeting, listener)
+        pair: Communicator = _tcp(plan.name, side, plan.addresses, meeting, listener, spin_us)
     else:
-        pair = _shared_memory(plan.name, side, 2, meeting, mailbox_bytes=_LINK_MAILBOX_BYTES)
+        pair = _shared_memory(plan.name, side, 2, meeting, spin_us, mailbox_bytes=_LINK_MAILBOX_BYTES)
     communicators.append(pair)
     return PeerLink(pair, 1 - side)
 
 
-def _shared_memory(name: str, rank: int, size: int, meeting: Meeting, **sizes: int) -> SharedMemoryCommunicator:
-    return SharedMemoryCommunicator(name, rank, size, timeout_s=meeting.timeout_s, epoch=meeting.epoch, **sizes)
+def _shared_memory(
+    name: str, rank: int, size: int, meeting: Meeting, spin_us: float, **sizes: int
+) -> SharedMemoryCommunicator:
+    return SharedMemoryCommunicator(
+        name, rank, size, timeout_s=meeting.timeout_s, epoch=meeting.epoch, spin_us=spin_us, **sizes
+    )
 
 
 def _tcp(
-    name: str, rank: int, addresses: tuple[Address, ...], meeting: Meeting, listener: TcpListener
+    name: str, rank: int, addresses: tuple[Address, ...], meeting: Meeting, listener: TcpListener, spin_us: float
 ) -> TcpCommunicator:
-    secret = meeting.secret_of(name)
-    return TcpCommunicator(rank, listener, addresses, secret=secret, epoch=meeting.epoch, timeout_s=meeting.timeout_s)
+    return TcpCommunicator(
+        rank,
+        listener,
+        addresses,
+        secret=meeting.secret_of(name),
+        epoch=meeting.epoch,
+        timeout_s=meeting.timeout_s,
+        spin_us=spin_us,
+    )

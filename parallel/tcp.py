@@ -30,14 +30,16 @@ class TcpCommunicator(NativeCommunicator):
         secret: bytes,
         epoch: int,
         timeout_s: float,
+        spin_us: float | None = None,
     ) -> None:
         size = len(addresses)
         peers = join(Identity(rank, size, epoch, secret), listener, addresses, timeout_s)
         fds = [-1] * size
         for peer in peers:
             fds[peer.rank] = peer.socket.fileno()
+        spin_us = spin_us_of(size) if spin_us is None else spin_us
         try:
-            super().__init__(_collectives.TcpGroup(fds, rank, epoch, timeout_s, spin_us_of(size)))
+            super().__init__(_collectives.TcpGroup(fds, rank, epoch, timeout_s, spin_us))
         finally:
             for peer in peers:
                 peer.socket.close()

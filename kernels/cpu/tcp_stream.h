@@ -133,7 +133,7 @@ class TcpStream {
 
  private:
   // Both directions take turns, so that neither waits long for the other.
-  static constexpr std::size_t kPieceBytes = 256 * 1024;
+  static constexpr std::size_t kPieceBytes = 1 << 20;
   static constexpr std::size_t kMaxBacklogBytes = 256 << 20;
   static constexpr int kSliceMs = 100;
 
