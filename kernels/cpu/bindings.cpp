@@ -23,5 +23,6 @@ NB_MODULE(_cpu, m) {
   bind_linear(m, cpu);
   bind_rows(cpu);
   bind_attention(m, cpu);
+  bind_probe(cpu);
   bind_sampling(m, cpu);
 }

@@ -39,6 +39,7 @@ inline int64_t rows_per_piece(int64_t rows, int num_threads) {
 void bind_linear(nb::module_& m, nb::class_<Cpu>& cpu);
 void bind_rows(nb::class_<Cpu>& cpu);
 void bind_attention(nb::module_& m, nb::class_<Cpu>& cpu);
+void bind_probe(nb::class_<Cpu>& cpu);
 void bind_sampling(nb::module_& m, nb::class_<Cpu>& cpu);
 
 }  // namespace tinycluster

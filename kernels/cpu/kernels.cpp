@@ -3,6 +3,7 @@
 #include "simd.h"
 
 #include "attention.inl"
+#include "probe.inl"
 #include "rows.inl"
 
 #include "codes.inl"
@@ -19,7 +20,8 @@
 namespace tinycluster {
 
 extern const Kernels JOIN(ISA, _kernels);
-const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,      gate_up, quantize, dequantize_row, rms_norm,
-                                     ::swiglu,    ::add_fixed, rope,    write_kv, attention,      softmax};
+const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,   gate_up,      quantize,   dequantize_row,
+                                     rms_norm,    ::swiglu, ::add_fixed,  rope,       write_kv,
+                                     attention,   softmax,  integer_dots, float_dots, read_values};
 
 }  // namespace tinycluster

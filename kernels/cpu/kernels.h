@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "probe.h"
+
 #include "attention.h"
 
 namespace tinycluster {
@@ -97,6 +99,9 @@ struct Kernels {
   void (*write_kv)(const KVWriteArgs&, int64_t begin, int64_t end);
   void (*attention)(const AttentionArgs&, const AttentionTask&);
   void (*softmax)(const float* x, float* out, int64_t size);
+  double (*integer_dots)(const ProbeOperands&);  // how many products there were
+  double (*float_dots)(const ProbeOperands&);
+  double (*read_values)(const float* x, int64_t n);  // their sum
 };
 
 extern const Kernels plain_kernels;

@@ -1,4 +1,4 @@
-"""`tinycluster bench serve | latency | throughput | perplexity`: options in, a table or a JSON object out.
+"""`tinycluster bench serve | latency | throughput | perplexity | ...`: options in, a table or a JSON object out.
 
 Imports of what does the work stand inside the commands, so that `--help` and completion answer at once.
 """
@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinycluster.serve.bench.options import (
+    InputLenOption,
+    IterationsOption,
+    JsonOption,
+    ModelOption,
+    OutputLenOption,
+    SeedOption,
+    WarmupsOption,
+    parse_numbers,
+)
+from tinycluster.serve.bench.speed_commands import kernels
 from tinycluster.serve.console import own_stdout
 from tinycluster.serve.options import (
     ConfigArgument,
@@ -30,6 +41,7 @@ if TYPE_CHECKING:
     from tinycluster.serve.bench.load import LoadOptions
 
 bench_app = typer.Typer(help="Measure latency, throughput and accuracy.", no_args_is_help=True)
+bench_app.command()(kernels)
 
 
 class Dataset(StrEnum):
@@ -122,15 +134,6 @@ def _with_prefix(prefix: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
 
 
-ModelOption = Annotated[str | None, typer.Option(help="By default the first of the file.")]
-InputLenOption = Annotated[int, typer.Option(help="Tokens per prompt.")]
-OutputLenOption = Annotated[int, typer.Option(help="Tokens per answer.")]
-WarmupsOption = Annotated[int, typer.Option(help="Iterations that are not measured.")]
-IterationsOption = Annotated[int, typer.Option(help="Measured iterations.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the prompts.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-
-
 @bench_app.command()
 def latency(
     config: ConfigArgument,
@@ -155,7 +158,7 @@ def latency(
     from tinycluster.serve.bench.console import print_result
     from tinycluster.serve.bench.metrics import parse_percentiles
 
-    sizes, percentiles = bench.parse_batch_sizes(batch_size), parse_percentiles(metric_percentiles)
+    sizes, percentiles = parse_numbers(batch_size, "--batch-size"), parse_percentiles(metric_percentiles)
     lengths = Lengths(input_len, output_len)
     options = bench.LatencyOptions(sizes, lengths, num_iters_warmup, num_iters, percentiles, seed)
     settings = load(config, mesh_overrides(local, tensor, pipeline, weights), assignments)

@@ -10,10 +10,15 @@ from typing import Any, TextIO
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
+PIPE_WIDTH = 160
+
 
 @contextmanager
-def progress_bar(label: str, total: int, *, hidden: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, so that standard output holds only the result; call what is yielded with the steps."""
+def progress_bar(label: str, total: int | None, *, hidden: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, so that standard output holds only the result; call what is yielded with the steps.
+
+    `total` None: nobody knows how many steps there will be.
+    """
     console = Console(stderr=True)
     with Progress(console=console, disable=hidden or not console.is_terminal, transient=True) as progress:
         task = progress.add_task(label, total=total)
@@ -26,4 +31,5 @@ def print_result(
     if as_json:
         print(json.dumps(result), file=out)
     else:
-        Console(file=out).print(render(result))
+        # A pipe has no width of its own, and a table that is cut to a guessed one loses figures.
+        Console(file=out, width=None if out.isatty() else PIPE_WIDTH).print(render(result))

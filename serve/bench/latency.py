@@ -71,14 +71,6 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
 
-def parse_batch_sizes(text: str) -> tuple[int, ...]:
-    """`1,4,16` as numbers."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigError(f"--batch-size takes whole numbers between commas, got {text!r}") from error
-
-
 def table(result: dict[str, Any]) -> Group:
     """A row per figure, a column per batch size."""
     results = result["results"]

@@ -9,16 +9,14 @@ from typing import Any
 
 from rich.console import Group
 
-from tinycluster.cluster.config import ModelSettings, Settings
+from tinycluster.cluster.config import Settings
 from tinycluster.cluster.local import num_cores
-from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint, validate
+from tinycluster.engine.checkpoint import Checkpoint
 from tinycluster.engine.errors import ConfigError
-from tinycluster.engine.models.registry import weight_specs
-from tinycluster.engine.source import default_cache_dir, resolve
+from tinycluster.serve.bench.chosen_model import chosen_model, opened
 from tinycluster.serve.bench.console import progress_bar
 from tinycluster.serve.bench.perplexity import Perplexity, WeightsFormat, load_executor, measure
 from tinycluster.serve.bench.report import table_of
-from tinycluster.serve.progress import Bars
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ def parse_formats(text: str) -> tuple[WeightsFormat, ...]:
 
 def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hidden: bool) -> dict[str, Any]:
     """Load the model once per format, one after the other, and measure each. ConfigError, CheckpointError."""
-    entry = _entry(settings, model)
-    checkpoint = _open(settings, entry)
+    entry = chosen_model(settings, model)
+    checkpoint = opened(settings, entry)
     tokens = read_tokens(checkpoint, options)
     results = []
     with progress_bar("tokens", len(options.formats) * len(tokens), hidden=hidden) as on_tokens:
@@ -73,23 +71,6 @@ def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hi
         "window": options.window,
         "results": results,
     }
-
-
-def _entry(settings: Settings, name: str | None) -> ModelSettings:
-    model = next((entry for entry in settings.models if name in (None, entry.name)), None)
-    if model is None:
-        names = ", ".join(entry.name for entry in settings.models)
-        raise ConfigError(f"the configuration has no model {name!r}; it has {names}")
-    return model
-
-
-def _open(settings: Settings, model: ModelSettings) -> Checkpoint:
-    cache_dir = settings.cluster.cache_dir or default_cache_dir()
-    with Bars() as bars:
-        path = resolve(model.source, sha256=model.sha256, cache_dir=cache_dir, progress=bars())
-    checkpoint = open_checkpoint(path)
-    validate(checkpoint, weight_specs(checkpoint.config))
-    return checkpoint
 
 
 def read_tokens(checkpoint: Checkpoint, options: PerplexityOptions) -> list[int]:

@@ -18,6 +18,7 @@ from tinycluster.engine.errors import ConfigError
 from tinycluster.engine.request import SamplingParams
 from tinycluster.serve.bench import latency, throughput
 from tinycluster.serve.bench.batch import BatchTiming, Lengths, draw_prompts, run_batch
+from tinycluster.serve.bench.options import parse_numbers
 
 
 @dataclass
@@ -112,7 +113,7 @@ def test_prompts_have_the_asked_number_and_length() -> None:
         (lambda: Lengths(0, 5), "--input-len must be at least 1"),
         (lambda: Lengths(5, 1), "--output-len must be at least 2"),
         (lambda: Lengths(5, 6).check(10), "exceed the model's context of 10 tokens"),
-        (lambda: latency.parse_batch_sizes("1,two"), "--batch-size takes whole numbers"),
+        (lambda: parse_numbers("1,two", "--batch-size"), "--batch-size takes whole numbers"),
         (lambda: latency.LatencyOptions((0,), Lengths(1, 2), 0, 1, (), 0), "at least 1"),
         (lambda: latency.LatencyOptions((1,), Lengths(1, 2), 0, 0, (), 0), "--num-iters"),
         (lambda: throughput.ThroughputOptions(0, Lengths(1, 2), 0, 1, 0), "--num-prompts"),
