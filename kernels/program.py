@@ -22,12 +22,15 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 Rows = Literal["tokens", "outputs"]
-DType = Literal["float32", "int64"]
+DType = Literal["float32", "int64", "codes"]
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A (rows, width) matrix. int64 buffers hold fixed-point numbers with 32 fractional bits."""
+    """A (rows, width) matrix. int64 buffers hold fixed-point numbers with 32 fractional bits.
+
+    A buffer of codes holds activations rounded to integers in groups of 32 columns, as q8 and q4 weights take them.
+    """
 
     width: int
     rows: Rows = "tokens"
@@ -167,6 +170,47 @@ class Recv:
     out: str
 
 
+@dataclass(frozen=True)
+class Quantize:
+    """out = x as integer codes, in the groups of `weight`."""
+
+    x: str
+    weight: str
+    out: str
+
+
+@dataclass(frozen=True)
+class Products:
+    """Several products of one input, whose tiles are dealt to the threads together."""
+
+    parts: tuple[Linear, ...]
+
+
+@dataclass(frozen=True)
+class GateUp:
+    """out = swiglu(x @ gate.T, x @ up.T), as codes where the buffer `out` is one; gate.out and up.out are not written."""
+
+    gate: Linear
+    up: Linear
+    out: str
+
+
+@dataclass(frozen=True)
+class LinearResidual:
+    """LinearFixed and AddFixed in one: x's product is added to `residual`."""
+
+    product: LinearFixed
+    residual: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Ops of which each row depends on the same row alone: they run together, a few rows at a time."""
+
+    ops: tuple[Op, ...]
+
+
 Op = (
     Embedding
     | RmsNorm
@@ -182,6 +226,11 @@ Op = (
     | AllGather
     | Send
     | Recv
+    | Quantize
+    | Products
+    | GateUp
+    | LinearResidual
+    | RowGroup
 )
 
 

@@ -33,8 +33,9 @@ void Team::barrier() {
   if (crew_.size == 1) return;
   const uint32_t meeting = meeting_++;
   if (crew_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == crew_.size) {
-    // Nobody uses the counter of the meeting after next before this one ends.
-    crew_.next[(meeting + 2) % Crew::COUNTERS].store(0, std::memory_order_relaxed);
+    // Nobody uses the counters of the meeting after next before this one ends.
+    for (int owner = 0; owner < crew_.size; ++owner)
+      crew_.taken_of(meeting + 2, owner).store(0, std::memory_order_relaxed);
     crew_.arrived.store(0, std::memory_order_relaxed);
     crew_.meetings.store(meeting + 1, std::memory_order_release);
   } else {
@@ -42,8 +43,7 @@ void Team::barrier() {
   }
 }
 
-Pool::Pool(int num_threads) {
-  crew_.size = num_threads;
+Pool::Pool(int num_threads) : crew_(num_threads) {
   for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 

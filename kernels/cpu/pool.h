@@ -16,10 +16,18 @@ inline void relax() {
 }
 
 // What the threads of one pool have in common while they run a job.
-struct alignas(64) Crew {
-  static constexpr int COUNTERS = 4;
-  int size = 1;
-  alignas(64) std::atomic<int64_t> next[COUNTERS] = {};
+struct Crew {
+  explicit Crew(int size) : size(size), taken(ROUNDS * size) {}
+
+  // How many of the pieces that thread `owner` begins with have been taken in one meeting.
+  std::atomic<int64_t>& taken_of(uint32_t meeting, int owner) { return taken[meeting % ROUNDS * size + owner].count; }
+
+  struct alignas(64) Counter {
+    std::atomic<int64_t> count{0};
+  };
+  static constexpr int ROUNDS = 4;
+  const int size;
+  std::vector<Counter> taken;
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<uint32_t> meetings{0};
 };
@@ -32,21 +40,22 @@ class Team {
   int index() const { return index_; }
   int size() const { return crew_.size; }
 
-  // Calls body(begin, end) until [0, count) is covered in pieces of `piece`, whoever is free taking the next one, and
-  // waits until all are done.
+  // Calls body(begin, end) until [0, count) is covered in pieces of `piece`, and waits until all are done. Every thread
+  // begins with a stretch of its own, one piece after the other, and then helps the others.
   template <class Body>
   void share(int64_t count, int64_t piece, const Body& body) {
-    if (crew_.size == 1) {
-      if (count > 0) body(int64_t(0), count);
-      return;
-    }
-    if (count <= piece) {
+    if (crew_.size == 1 || count <= piece) {
       if (index_ == 0 && count > 0) body(int64_t(0), count);
       return barrier();
     }
-    std::atomic<int64_t>& next = crew_.next[meeting_ % Crew::COUNTERS];
-    for (int64_t begin; (begin = next.fetch_add(piece, std::memory_order_relaxed)) < count;)
-      body(begin, begin + piece < count ? begin + piece : count);
+    const int64_t pieces = (count + piece - 1) / piece;
+    for (int i = 0; i < crew_.size; ++i) {
+      const int owner = (index_ + i) % crew_.size;
+      const int64_t first = pieces * owner / crew_.size, last = pieces * (owner + 1) / crew_.size;
+      std::atomic<int64_t>& taken = crew_.taken_of(meeting_, owner);
+      for (int64_t p; (p = first + taken.fetch_add(1, std::memory_order_relaxed)) < last;)
+        body(p * piece, p + 1 < pieces ? (p + 1) * piece : count);
+    }
     barrier();
   }
 

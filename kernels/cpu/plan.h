@@ -1,0 +1,109 @@
+// A stage's Program compiled to a flat list of operations over one arena. All threads of a pool walk the list together;
+// between operations they meet. Python is not involved in a step, except where a collective has no native table.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "attention.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace tinycluster {
+
+// One step's tokens, packed; see kernels/program.py.
+struct Batch {
+  const int32_t* tokens;  // (T,)
+  KVStep kv;              // positions, row_start, block_tables
+  const int32_t* output_rows;
+  int64_t T, O;
+};
+
+// A matrix in the arena with one row per token or per output row. Codes are `width` columns in groups of 32.
+struct Buffer {
+  int64_t width;
+  bool is_outputs;
+  int64_t offset = 0;
+};
+
+struct Step {
+  Batch batch;
+  uint8_t* arena;
+  const Kernels* kernels;
+  int activation_bits;
+
+  int64_t rows(const Buffer& b) const { return b.is_outputs ? batch.O : batch.T; }
+  float* floats(const Buffer& b) const { return reinterpret_cast<float*>(arena + b.offset); }
+  int64_t* integers(const Buffer& b) const { return reinterpret_cast<int64_t*>(arena + b.offset); }
+  Codes codes(const Buffer& b) const { return {arena + b.offset, activation_bits, b.width / GROUP}; }
+};
+
+// What happened in thread 0, on CLOCK_MONOTONIC.
+struct Span {
+  enum Kind { compute, communicate, wait };
+  int32_t op;
+  Kind kind;
+  int64_t start_ns, end_ns;
+};
+
+// An operation of the plan. Every thread of the team calls run with the same step.
+class Op {
+ public:
+  explicit Op(std::string name) : name_(std::move(name)) {}
+  virtual ~Op() = default;
+  virtual void run(Team& team, const Step& step) = 0;
+  // Prepares what threads share, before they start on the step.
+  virtual void prepare(const Step&) {}
+  // Why the last run failed, or null. Asked for after all threads have met.
+  virtual const char* failure() const { return nullptr; }
+  // Time spent waiting for other ranks so far; -1 for operations that speak to none.
+  virtual int64_t waited_ns() const { return -1; }
+  const std::string& name() const { return name_; }
+
+ private:
+  std::string name_;
+};
+
+// An operation whose row depends on the same row of its inputs alone: several of them run together, a few rows at a
+// time, while the rows are in the first cache level.
+class RowOp {
+ public:
+  virtual ~RowOp() = default;
+  // begin is a multiple of CODE_BLOCK, and so is end unless it is the number of rows.
+  virtual void run(const Step& step, int64_t begin, int64_t end) = 0;
+};
+
+class RowGroup : public Op {
+ public:
+  RowGroup(std::string name, bool is_outputs) : Op(std::move(name)), is_outputs_(is_outputs) {}
+  void add(std::unique_ptr<RowOp> op) { ops_.push_back(std::move(op)); }
+  void run(Team& team, const Step& step) override;
+
+ private:
+  bool is_outputs_;
+  std::vector<std::unique_ptr<RowOp>> ops_;
+};
+
+class Plan {
+ public:
+  void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+  const std::vector<std::unique_ptr<Op>>& ops() const { return ops_; }
+
+  // Null, or the operation that failed; its failure() says why.
+  const Op* run(Pool& pool, const Step& step);
+
+  void set_tracing(bool on) { is_tracing_ = on; }
+  std::vector<Span> take_timeline() { return std::exchange(timeline_, {}); }
+
+ private:
+  void trace(const Step& step, Team& team, Op& op, int32_t index);
+
+  std::vector<std::unique_ptr<Op>> ops_;
+  std::vector<Span> timeline_;
+  bool is_tracing_ = false;
+};
+
+}  // namespace tinycluster

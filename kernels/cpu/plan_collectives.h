@@ -1,0 +1,96 @@
+// The collectives of a plan: thread 0 speaks to the other ranks, the others wait for it.
+#pragma once
+
+#include <cstring>
+#include <functional>
+
+#include "collective_table.h"
+#include "plan.h"
+
+namespace tinycluster {
+
+class Collective : public Op {
+ public:
+  Collective(std::string name, const CollectiveTable* table) : Op(std::move(name)), table_(table) {}
+
+  void prepare(const Step&) override { failed_ = false; }
+  void run(Team& team, const Step& step) final {
+    if (team.index() == 0) failed_ = !call(*table_, step);
+    team.barrier();
+    if (!failed_) finish(team, step);
+  }
+  const char* failure() const override { return failed_ ? table_->error(table_->group) : nullptr; }
+  int64_t waited_ns() const override { return table_->waited_ns(table_->group); }
+
+ protected:
+  virtual bool call(const CollectiveTable& table, const Step& step) = 0;
+  virtual void finish(Team&, const Step&) {}
+
+ private:
+  const CollectiveTable* table_;
+  bool failed_ = false;
+};
+
+class AllReduce : public Collective {
+ public:
+  AllReduce(std::string name, const CollectiveTable* table, Buffer* x, bool is_fixed)
+      : Collective(std::move(name), table), x_(x), is_fixed_(is_fixed) {}
+
+ private:
+  bool call(const CollectiveTable& table, const Step& step) override {
+    const size_t n = size_t(step.rows(*x_) * x_->width);
+    return is_fixed_ ? table.all_reduce_i64(table.group, step.integers(*x_), n)
+                     : table.all_reduce_f32(table.group, step.floats(*x_), n);
+  }
+  Buffer* x_;
+  bool is_fixed_;
+};
+
+// out = the ranks' columns side by side. `parts` is room for the ranks' matrices end to end.
+class AllGather : public Collective {
+ public:
+  AllGather(std::string name, const CollectiveTable* table, Buffer* x, std::vector<int64_t> widths, Buffer* parts,
+            Buffer* out)
+      : Collective(std::move(name), table), x_(x), widths_(std::move(widths)), parts_(parts), out_(out) {}
+
+ private:
+  bool call(const CollectiveTable& table, const Step& step) override {
+    bytes_.clear();
+    for (int64_t width : widths_) bytes_.push_back(size_t(step.rows(*x_) * width) * sizeof(float));
+    return table.all_gather(table.group, step.floats(*x_), bytes_.data(), step.floats(*parts_));
+  }
+  void finish(Team& team, const Step& step) override {
+    team.share(step.rows(*x_), 1, [&](int64_t begin, int64_t end) {
+      int64_t column = 0;
+      for (int64_t width : widths_) {
+        const float* part = step.floats(*parts_) + column * step.rows(*x_);
+        for (int64_t row = begin; row < end; ++row)
+          std::copy_n(part + row * width, width, step.floats(*out_) + row * out_->width + column);
+        column += width;
+      }
+    });
+  }
+  Buffer* x_;
+  std::vector<int64_t> widths_;
+  std::vector<size_t> bytes_;
+  Buffer *parts_, *out_;
+};
+
+// To or from the same tensor rank of a neighbouring stage.
+class Transfer : public Collective {
+ public:
+  Transfer(std::string name, const CollectiveTable* table, Buffer* x, size_t peer, bool is_send)
+      : Collective(std::move(name), table), x_(x), peer_(peer), is_send_(is_send) {}
+
+ private:
+  bool call(const CollectiveTable& table, const Step& step) override {
+    const size_t bytes = size_t(step.rows(*x_) * x_->width) * sizeof(float);
+    return is_send_ ? table.send(table.group, step.floats(*x_), bytes, peer_)
+                    : table.recv(table.group, step.floats(*x_), bytes, peer_);
+  }
+  Buffer* x_;
+  size_t peer_;
+  bool is_send_;
+};
+
+}  // namespace tinycluster

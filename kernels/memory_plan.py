@@ -1,0 +1,75 @@
+"""Where the buffers of a Program lie in one arena. Buffers that are never alive together share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tinycluster.kernels.formats import GROUP
+from tinycluster.kernels.passes import reads, writes
+from tinycluster.kernels.program import Buffer, Program
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Bytes of each buffer's first row in the arena, and the arena's size."""
+
+    offsets: Mapping[str, int]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """Indices of the first op that writes a buffer and of the last that uses it."""
+
+    first: int
+    last: int
+
+    def overlaps(self, other: Lifetime) -> bool:
+        return self.first <= other.last and other.first <= self.last
+
+
+def row_bytes(buffer: Buffer, activation_bits: int) -> int:
+    """Memory of one row. Each group of codes carries a scale, an offset and a sum."""
+    if buffer.dtype == "codes":
+        return buffer.width // GROUP * (GROUP * activation_bits // 8 + 12)
+    return buffer.width * (8 if buffer.dtype == "int64" else 4)
+
+
+def lifetimes(program: Program) -> dict[str, Lifetime]:
+    """Of every buffer that an op names. The output lives to the end."""
+    found: dict[str, Lifetime] = {}
+    for index, op in enumerate(program.ops):
+        for name in reads(op) | writes(op):
+            found[name] = Lifetime(found[name].first if name in found else index, index)
+    if program.output is not None:
+        found[program.output] = Lifetime(found[program.output].first, len(program.ops))
+    return found
+
+
+def place(program: Program, *, activation_bits: int, max_tokens: int, max_outputs: int) -> Placement:
+    """Best fit: the largest buffers first, each in the smallest gap between those alive with it that holds it."""
+    alive = lifetimes(program)
+    rows = {"tokens": max_tokens, "outputs": max_outputs}
+    sizes = {
+        name: -(-rows[buffer.rows] * row_bytes(buffer, activation_bits) // ALIGNMENT) * ALIGNMENT
+        for name, buffer in program.buffers.items()
+        if name in alive
+    }
+    offsets: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        taken = sorted((offsets[o], offsets[o] + sizes[o]) for o in offsets if alive[o].overlaps(alive[name]))
+        offsets[name] = _best_gap(taken, sizes[name])
+    return Placement(offsets, max((offsets[name] + sizes[name] for name in offsets), default=0))
+
+
+def _best_gap(taken: list[tuple[int, int]], size: int) -> int:
+    best, best_gap, end = -1, -1, 0
+    for start, stop in taken:
+        gap = start - end
+        if gap >= size and (best < 0 or gap < best_gap):
+            best, best_gap = end, gap
+        end = max(end, stop)
+    return end if best < 0 else best

@@ -1,0 +1,253 @@
+"""Passes over a Program: each returns another Program that computes the same bits in fewer, larger ops.
+
+`lower` makes the quantization of activations explicit, which the native plan needs; PASSES are optional, and a test
+runs each Program with and without every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+from tinycluster.kernels import program as p
+from tinycluster.kernels.formats import GROUP, Format
+from tinycluster.kernels.program import Buffer, Op, Program
+
+_ROW_OPS = (p.Embedding, p.RmsNorm, p.AddFixed, p.Rope, p.WriteKV, p.SwiGlu, p.Quantize, p.GatherRows)
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """What passes need to know of a packed weight."""
+
+    format: Format
+    rows: int
+    columns: int
+    unit: int
+
+    @property
+    def is_grouped(self) -> bool:
+        return self.format in ("q8", "q4")
+
+    @property
+    def padded_columns(self) -> int:
+        """Columns with every unit rounded up to whole groups."""
+        units = [min(self.unit, self.columns - start) for start in range(0, self.columns, self.unit)]
+        return sum(-(-unit // GROUP) * GROUP for unit in units)
+
+
+Matrices = Mapping[str, MatrixShape]
+Pass = Callable[[Program, Matrices], Program]
+
+
+def reads(op: Op) -> set[str]:
+    """Names of the buffers whose contents an op uses."""
+    match op:
+        case p.RowGroup(ops):
+            return set().union(*(reads(part) for part in ops)) if ops else set()
+        case p.Products(parts):
+            return {part.x for part in parts}
+        case p.GateUp(gate, _, _):
+            return {gate.x}
+        case p.LinearResidual(product, residual, _):
+            return {product.x, residual}
+        case p.WriteKV(k, v, _):
+            return {k, v}
+        case p.Attention() as attention:
+            return {attention.q}
+        case p.SwiGlu(gate, up, _):
+            return {gate, up}
+        case p.AddFixed(x, fixed, _):
+            return {x, fixed}
+        case p.Embedding() | p.Recv():
+            return set()
+        case _:
+            return {op.x}
+
+
+def writes(op: Op) -> set[str]:
+    """Names of the buffers that an op fills or changes."""
+    match op:
+        case p.RowGroup(ops):
+            return set().union(*(writes(part) for part in ops)) if ops else set()
+        case p.Products(parts):
+            return {part.out for part in parts}
+        case p.LinearResidual(_, residual, _):
+            return {residual}
+        case p.AddFixed(x) | p.Rope(x) | p.AllReduce(x):
+            return {x}
+        case p.AllGather(_, _, out):
+            return {out, parts_of(op)}
+        case p.WriteKV() | p.Send():
+            return set()
+        case _:
+            return {op.out}
+
+
+def parts_of(gather: p.AllGather) -> str:
+    """The buffer in which a gather of columns first lays the ranks' matrices end to end."""
+    return f"{gather.out}.parts"
+
+
+def lower(program: Program, matrices: Matrices) -> Program:
+    """What the native plan needs beside the ops: room for gathers, and codes for products with grouped weights.
+
+    Codes are made once for products of the same input and the same groups.
+    """
+    buffers, ops = dict(program.buffers), list[Op]()
+    made: dict[str, str] = {}  # buffer of codes -> its source, as long as the source has not changed
+    for op in program.ops:
+        if isinstance(op, p.Linear | p.LinearFixed) and matrices[op.weight].is_grouped:
+            matrix = matrices[op.weight]
+            codes = f"{op.x}.codes{'' if matrix.unit >= matrix.columns else matrix.unit}"
+            if codes not in made:
+                buffers[codes] = Buffer(matrix.padded_columns, buffers[op.x].rows, "codes")
+                ops.append(p.Quantize(op.x, op.weight, codes))
+                made[codes] = op.x
+            op = replace(op, x=codes)
+        if isinstance(op, p.AllGather):
+            buffers[parts_of(op)] = buffers[op.out]
+        ops.append(op)
+        made = {codes: source for codes, source in made.items() if source not in writes(op)}
+    return replace(program, ops=ops, buffers=buffers)
+
+
+def join_products(program: Program, matrices: Matrices) -> Program:
+    """Neighbouring column-parallel products of one input become one op: QKV, gate and up."""
+    ops = list[Op]()
+    for op in program.ops:
+        last = ops[-1] if ops else None
+        if isinstance(op, p.Linear) and isinstance(last, p.Products) and last.parts[0].x == op.x:
+            ops[-1] = p.Products((*last.parts, op))
+        else:
+            ops.append(p.Products((op,)) if isinstance(op, p.Linear) else op)
+    return replace(program, ops=ops)
+
+
+def fuse_gate_up(program: Program, matrices: Matrices) -> Program:
+    """Gate, up and SwiGLU become one op, which also quantizes where nothing but codes is wanted of its result."""
+    ops = list[Op]()
+    rest = _Rest(program)
+    while rest.ops:
+        fused = _gate_up(rest, program, matrices)
+        ops.append(fused or rest.take())
+    return replace(program, ops=ops)
+
+
+def add_residuals(program: Program, matrices: Matrices) -> Program:
+    """A row-parallel product that no other rank shares in is added to the residual at once."""
+    ops = list[Op]()
+    for op in program.ops:
+        last = ops[-1] if ops else None
+        if isinstance(op, p.AddFixed) and isinstance(last, p.LinearFixed) and last.out == op.fixed:
+            ops[-1] = p.LinearResidual(last, op.x, op.bias)
+        else:
+            ops.append(op)
+    return replace(program, ops=ops)
+
+
+def group_rows(program: Program, matrices: Matrices) -> Program:
+    """Neighbouring row ops run together: residual, norm and quantization; rope and the write to the cache."""
+    ops = list[Op]()
+    for op in program.ops:
+        last = ops[-1] if ops else None
+        if not isinstance(op, _ROW_OPS):
+            ops.append(op)
+        elif isinstance(last, p.RowGroup) and rows_of(last, program) == rows_of(op, program):
+            ops[-1] = p.RowGroup((*last.ops, op))
+        else:
+            ops.append(p.RowGroup((op,)))
+    return replace(program, ops=ops)
+
+
+def reuse_in_place(program: Program, matrices: Matrices) -> Program:
+    """A norm or an activation whose input is not needed again writes over it."""
+    renamed: dict[str, str] = {}
+    ops = list[Op]()
+    for index, op in enumerate(program.ops):
+        op = _renamed(op, renamed)
+        if isinstance(op, p.RmsNorm | p.SwiGlu):
+            source = op.x if isinstance(op, p.RmsNorm) else op.gate
+            if _may_replace(program, index, source, op.out, renamed):
+                renamed[op.out] = source
+                op = replace(op, out=source)
+        ops.append(op)
+    buffers = {name: buffer for name, buffer in program.buffers.items() if name not in renamed}
+    return replace(program, ops=ops, buffers=buffers)
+
+
+PASSES: tuple[Pass, ...] = (reuse_in_place, join_products, fuse_gate_up, add_residuals, group_rows)
+
+
+def optimize(program: Program, matrices: Matrices, passes: Sequence[Pass] = PASSES) -> Program:
+    """The lowered Program after the passes, in order."""
+    program = lower(program, matrices)
+    for run in passes:
+        program = run(program, matrices)
+    return program
+
+
+def rows_of(op: Op, program: Program) -> p.Rows:
+    """Whether a row op goes over tokens or over output rows."""
+    op = op.ops[0] if isinstance(op, p.RowGroup) else op
+    if isinstance(op, p.WriteKV):
+        return "tokens"
+    return program.buffers[next(iter(writes(op)))].rows
+
+
+class _Rest:
+    """The ops that are still to come."""
+
+    def __init__(self, program: Program) -> None:
+        self.ops = list(program.ops)
+
+    def take(self) -> Op:
+        return self.ops.pop(0)
+
+    def is_read(self, name: str, start: int) -> bool:
+        """Whether ops from `start` on use what the buffer holds then."""
+        for op in self.ops[start:]:
+            if name in reads(op):
+                return True
+            if name in writes(op):
+                return False
+        return False
+
+
+def _gate_up(rest: _Rest, program: Program, matrices: Matrices) -> p.GateUp | None:
+    match rest.ops[:2]:
+        case [p.Products((gate, up)), p.SwiGlu(g, u, out)] if (gate.out, up.out) == (g, u):
+            pass
+        case _:
+            return None
+    a, b = matrices[gate.weight], matrices[up.weight]
+    if (a.format, a.rows) != (b.format, b.rows) or a.rows % GROUP:
+        return None
+    if any(name != out and rest.is_read(name, 2) for name in (g, u)):
+        return None
+    length = 2
+    match rest.ops[2:3]:
+        case [p.Quantize(x, weight, codes)] if x == out and not rest.is_read(out, 3):
+            if matrices[weight].unit % GROUP == 0 or matrices[weight].unit >= a.rows:
+                length, out = 3, codes
+    del rest.ops[:length]
+    return p.GateUp(gate, up, out)
+
+
+def _may_replace(program: Program, index: int, source: str, out: str, renamed: Mapping[str, str]) -> bool:
+    if program.buffers[source] != program.buffers.get(out) or out == program.output or out in renamed:
+        return False
+    writers = [i for i, op in enumerate(program.ops) if out in writes(op)]
+    later = program.ops[index + 1 :]
+    return writers == [index] and not any(source in reads(op) | writes(op) for op in later)
+
+
+def _renamed(op: Op, names: Mapping[str, str]) -> Op:
+    changed = {f.name: names[value] for f in fields(op) if (value := getattr(op, f.name)) in names}
+    return replace(op, **changed) if changed else op
+
+
+def walk(ops: Sequence[Op]) -> Iterator[Op]:
+    """The ops, with the members of row groups in place of the groups."""
+    for op in ops:
+        yield from op.ops if isinstance(op, p.RowGroup) else (op,)
