@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,19 @@ from tinycluster.kernels import program as p
 from tinycluster.kernels import reference
 from tinycluster.kernels._cpu import Cpu, KVCache
 from tinycluster.kernels.formats import HostTensor
+from tinycluster.kernels.native_plan import NativePlan, Parts
 from tinycluster.kernels.packing import PackedWeight, prepare
-from tinycluster.kernels.program import F32, Batch, Collectives, KVShape, NumericalError, Op, Program
+from tinycluster.kernels.passes import PASSES, MatrixShape, Pass, optimize
+from tinycluster.kernels.program import (
+    F32,
+    Batch,
+    CollectiveError,
+    Collectives,
+    KVShape,
+    NumericalError,
+    Op,
+    Program,
+)
 
 Buffers = dict[str, NDArray[Any]]
 LANES = 16
@@ -59,14 +70,97 @@ def _method_name(op: Op) -> str:
     return "_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(op).__name__).lower()
 
 
-class Executor(ABC):
-    """Interprets the ops of a Program over freshly allocated buffers."""
+@dataclass(frozen=True)
+class Span:
+    """What thread 0 of a rank did, on CLOCK_MONOTONIC."""
 
-    def __init__(self, program: Program, rope: tuple[F32, F32], cache: PagedCache, collectives: Collectives) -> None:
-        self._program, self._rope_table, self._cache, self._collectives = program, rope, cache, collectives
+    name: str
+    kind: Literal["compute", "communicate", "wait"]
+    start_ns: int
+    end_ns: int
+
+
+class NativeExecutor:
+    """Runs a Program as one native call per step, on `num_threads` threads, without the GIL.
+
+    `activation_bits` (8 or 16) is how finely q8 and q4 matrices see their input. 16 costs no time where memory is the
+    limit (few tokens) and leaves the weights' own rounding as the only one that matters; 8 halves the arithmetic.
+    `passes` change how the Program is run, never a bit of what it computes.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, PackedWeight | F32],
+        rope: tuple[F32, F32],
+        cache: PagedCache,
+        collectives: Collectives | None,
+        num_threads: int = 1,
+        isa: str = "auto",
+        activation_bits: int = 16,
+        passes: Sequence[Pass] = PASSES,
+    ) -> None:
+        matrices = {name: w for name, w in weights.items() if isinstance(w, PackedWeight)}
+        shapes = {name: MatrixShape(w.format, *w.shape, w.unit) for name, w in matrices.items()}
+        vectors = {name: w for name, w in weights.items() if not isinstance(w, PackedWeight)}
+        parts = Parts({name: w.native for name, w in matrices.items()}, vectors, rope, cache.layers, collectives)
+        self.cpu = Cpu(num_threads, isa, activation_bits)
+        self._output = program.output
+        self._plan = NativePlan(self.cpu, optimize(program, shapes, passes), parts)
+
+    def run(self, batch: Batch) -> F32 | None:
+        """The (O, vocab_size) logits of the output rows on the last stage, None on the others.
+
+        The logits are a view that the next step writes over. NumericalError if a partial sum is infinite, not a
+        number, or too large for the fixed-point format; CollectiveError if another rank is lost.
+        """
+        num_outputs = len(batch.output_rows)
+        self._plan.reserve(batch.num_tokens, num_outputs)
+        failure = self._plan.native.run(
+            batch.tokens, batch.positions, batch.row_start, batch.block_tables, batch.output_rows
+        )
+        if failure is not None:
+            name, reason, is_collective = failure
+            raise CollectiveError(reason) if is_collective else NumericalError(f"{name}: {reason}")
+        return None if self._output is None else self._plan.output(self._output, num_outputs)
+
+    def set_tracing(self, on: bool) -> None:
+        self._plan.native.set_tracing(on)
+
+    def take_timeline(self) -> list[Span]:
+        """What happened in the steps since the last call, as far as tracing was on."""
+        return [Span(name, _KINDS[kind], start, end) for name, kind, start, end in self._plan.native.take_timeline()]
+
+
+_KINDS: tuple[Literal["compute", "communicate", "wait"], ...] = ("compute", "communicate", "wait")
+
+
+class ReferenceExecutor:
+    """The numpy definitions of reference.py, for tests: the same bits, thousands of times slower."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, HostTensor | F32],
+        rope: tuple[F32, F32],
+        cache: PagedCache,
+        collectives: Collectives | None,
+        activation_bits: int = 16,
+    ) -> None:
+        self._program, self._rope_table, self._cache, self._ranks = program, rope, cache, collectives
         self._steps: list[tuple[Callable[[Any, Buffers, Batch], None], Op]] = [
             (getattr(self, _method_name(op)), op) for op in program.ops
         ]
+        self._bits = activation_bits
+        self._weights: Mapping[str, Any] = weights
+        shape = (
+            cache.shape.num_layers,
+            cache.num_blocks,
+            cache.block_tokens,
+            cache.shape.num_heads,
+            cache.shape.head_dim,
+        )
+        self._keys, self._values = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
 
     def run(self, batch: Batch) -> F32 | None:
         """The (O, vocab_size) logits of the output rows on the last stage, None on the others.
@@ -85,6 +179,11 @@ class Executor(ABC):
     def _gather_rows(self, op: p.GatherRows, b: Buffers, batch: Batch) -> None:
         np.take(b[op.x], batch.output_rows, axis=0, out=b[op.out])
 
+    @property
+    def _collectives(self) -> Collectives:
+        assert self._ranks is not None, "a Program with collectives needs ranks around it"
+        return self._ranks
+
     def _all_reduce(self, op: p.AllReduce, b: Buffers, batch: Batch) -> None:
         self._collectives.all_reduce(b[op.x])
 
@@ -96,115 +195,6 @@ class Executor(ABC):
 
     def _recv(self, op: p.Recv, b: Buffers, batch: Batch) -> None:
         self._collectives.recv_previous(b[op.out])
-
-    @abstractmethod
-    def _embedding(self, op: p.Embedding, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _rms_norm(self, op: p.RmsNorm, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _linear(self, op: p.Linear, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _linear_fixed(self, op: p.LinearFixed, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _add_fixed(self, op: p.AddFixed, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _rope(self, op: p.Rope, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _attention(self, op: p.Attention, b: Buffers, batch: Batch) -> None: ...
-    @abstractmethod
-    def _swi_glu(self, op: p.SwiGlu, b: Buffers, batch: Batch) -> None: ...
-
-
-class NativeExecutor(Executor):
-    """Every op is one native call that lets go of the GIL and runs on `num_threads` threads.
-
-    `activation_bits` (8 or 16) is how finely q8 and q4 matrices see their input. 16 costs no time where memory is the
-    limit (few tokens) and leaves the weights' own rounding as the only one that matters; 8 halves the arithmetic.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        weights: Mapping[str, PackedWeight | F32],
-        rope: tuple[F32, F32],
-        cache: PagedCache,
-        collectives: Collectives,
-        num_threads: int = 1,
-        isa: str = "auto",
-        activation_bits: int = 16,
-    ) -> None:
-        super().__init__(program, rope, cache, collectives)
-        self._cpu = Cpu(num_threads, isa, activation_bits)
-        self._matrices = {name: w.native for name, w in weights.items() if isinstance(w, PackedWeight)}
-        self._vectors = {name: w for name, w in weights.items() if not isinstance(w, PackedWeight)}
-
-    def _embedding(self, op: p.Embedding, b: Buffers, batch: Batch) -> None:
-        self._cpu.embedding(batch.tokens, self._matrices[op.weight], op.first_row, b[op.out])
-
-    def _rms_norm(self, op: p.RmsNorm, b: Buffers, batch: Batch) -> None:
-        if b[op.x].size:
-            self._cpu.rms_norm(b[op.x], self._vectors[op.weight], op.eps, b[op.out])
-
-    def _linear(self, op: p.Linear, b: Buffers, batch: Batch) -> None:
-        bias = None if op.bias is None else self._vectors[op.bias]
-        self._cpu.linear(b[op.x], self._matrices[op.weight], bias, b[op.out])
-
-    def _linear_fixed(self, op: p.LinearFixed, b: Buffers, batch: Batch) -> None:
-        if not self._cpu.linear_fixed(b[op.x], self._matrices[op.weight], op.limit, b[op.out]):
-            raise NumericalError(f"{op.weight}: a partial sum is not smaller than {op.limit:g}")
-
-    def _add_fixed(self, op: p.AddFixed, b: Buffers, batch: Batch) -> None:
-        self._cpu.add_fixed(b[op.x], b[op.fixed], None if op.bias is None else self._vectors[op.bias])
-
-    def _rope(self, op: p.Rope, b: Buffers, batch: Batch) -> None:
-        self._cpu.rope(b[op.x], *self._rope_table, batch.positions, op.head_dim)
-
-    def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None:
-        layer = self._cache.layers[op.layer]
-        self._cpu.write_kv(b[op.k], b[op.v], layer, batch.positions, batch.row_start, batch.block_tables)
-
-    def _attention(self, op: p.Attention, b: Buffers, batch: Batch) -> None:
-        self._cpu.attention(
-            b[op.q],
-            self._cache.layers[op.layer],
-            batch.positions,
-            batch.row_start,
-            batch.block_tables,
-            op.kv_head_of_head,
-            op.scale,
-            op.window or 0,
-            b[op.out],
-        )
-
-    def _swi_glu(self, op: p.SwiGlu, b: Buffers, batch: Batch) -> None:
-        self._cpu.swiglu(b[op.gate], b[op.up], b[op.out])
-
-
-class ReferenceExecutor(Executor):
-    """The numpy definitions of reference.py, for tests: the same bits, thousands of times slower."""
-
-    def __init__(
-        self,
-        program: Program,
-        weights: Mapping[str, HostTensor | F32],
-        rope: tuple[F32, F32],
-        cache: PagedCache,
-        collectives: Collectives,
-        activation_bits: int = 16,
-    ) -> None:
-        super().__init__(program, rope, cache, collectives)
-        self._bits = activation_bits
-        self._weights: Mapping[str, Any] = weights
-        shape = (
-            cache.shape.num_layers,
-            cache.num_blocks,
-            cache.block_tokens,
-            cache.shape.num_heads,
-            cache.shape.head_dim,
-        )
-        self._keys, self._values = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
 
     def _vector(self, name: str | None) -> F32 | None:
         return None if name is None else self._weights[name]
@@ -266,4 +256,4 @@ class ReferenceExecutor(Executor):
         b[op.out] = reference.swiglu(b[op.gate], b[op.up])
 
 
-__all__ = ["Executor", "NativeExecutor", "PagedCache", "ReferenceExecutor"]
+__all__ = ["NativeExecutor", "PagedCache", "ReferenceExecutor"]

@@ -1,4 +1,4 @@
-"""Compiles a Program into a native plan, op by op. Names of buffers become numbers, names of weights become pointers."""
+"""Compiles a Program into a native plan: names of buffers become numbers, names of weights become pointers."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ class NativePlan:
             return
         self._max_rows = {rows: max(most, _rounded(wanted[rows])) for rows, most in self._max_rows.items()}
         max_tokens, max_outputs = self._max_rows["tokens"], self._max_rows["outputs"]
-        placement = place(
-            self._program, activation_bits=self._bits, max_tokens=max_tokens, max_outputs=max_outputs
-        )
+        placement = place(self._program, activation_bits=self._bits, max_tokens=max_tokens, max_outputs=max_outputs)
         self._arena, self._offsets = _aligned(placement.num_bytes), placement.offsets
         offsets = [placement.offsets.get(name, 0) for name in self._program.buffers]
         self.native.place(offsets, self._arena, max_tokens, max_outputs)
@@ -155,9 +153,14 @@ class NativePlan:
                 joined = number[parts_of(op)]
                 plan.all_gather(f"all_gather {x}", collectives.tensor_table, number[x], widths, joined, number[out])
             case p.Send(x):
-                plan.transfer(f"send {x}", *collectives.next_table, number[x], True)
+                plan.transfer(f"send {x}", *_link(collectives.next_table), number[x], True)
             case p.Recv(out):
-                plan.transfer(f"recv {out}", *collectives.previous_table, number[out], False)
+                plan.transfer(f"recv {out}", *_link(collectives.previous_table), number[out], False)
+
+
+def _link(table: tuple[object, int] | None) -> tuple[object, int]:
+    assert table is not None, "the first stage receives from none, the last sends to none"
+    return table
 
 
 def _rounded(num_rows: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from tinycluster.kernels import program as p
 from tinycluster.kernels.formats import GROUP, Format
@@ -243,7 +244,8 @@ def _may_replace(program: Program, index: int, source: str, out: str, renamed: M
 
 
 def _renamed(op: Op, names: Mapping[str, str]) -> Op:
-    changed = {f.name: names[value] for f in fields(op) if (value := getattr(op, f.name)) in names}
+    values: dict[str, Any] = {f.name: getattr(op, f.name) for f in fields(op)}
+    changed: Any = {key: names[value] for key, value in values.items() if isinstance(value, str) and value in names}
     return replace(op, **changed) if changed else op
 
 

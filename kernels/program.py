@@ -188,7 +188,7 @@ class Products:
 
 @dataclass(frozen=True)
 class GateUp:
-    """out = swiglu(x @ gate.T, x @ up.T), as codes where the buffer `out` is one; gate.out and up.out are not written."""
+    """out = swiglu(x @ gate.T, x @ up.T), as codes if `out` is a buffer of codes. gate.out and up.out stay unused."""
 
     gate: Linear
     up: Linear
@@ -280,6 +280,18 @@ class Collectives(Protocol):
     def send_next(self, x: F32) -> None: ...
     def recv_previous(self, out: F32) -> None: ...
 
+    # PyCapsules of cpu/collective_table.h for native plans; a link comes with its peer's rank.
+    @property
+    def tensor_table(self) -> object: ...
+    @property
+    def previous_table(self) -> tuple[object, int] | None: ...
+    @property
+    def next_table(self) -> tuple[object, int] | None: ...
+
 
 class NumericalError(ArithmeticError):
     """A partial sum was infinite, not a number, or too large for the fixed-point format."""
+
+
+class CollectiveError(RuntimeError):
+    """A peer did not arrive before the deadline, left, or sent something that is not ours."""

@@ -12,12 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tinycluster.kernels.program import CollectiveError as CollectiveError
+
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
-
-
-class CollectiveError(RuntimeError):
-    """A peer did not arrive before the deadline, left, or sent something that is not ours."""
 
 
 class Communicator(Protocol):

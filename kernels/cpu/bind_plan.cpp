@@ -26,7 +26,8 @@ using Table = Array<const float, 2>;
 // A plan with what its operations point to. Buffers are named by their number.
 class BoundPlan {
  public:
-  BoundPlan(Cpu& cpu, int64_t vocab_positions) : cpu_(cpu), positions_(vocab_positions) {}
+  BoundPlan(Cpu& cpu, int64_t num_positions) : cpu_(cpu), positions_(num_positions) {}
+  BoundPlan(const BoundPlan&) = delete;
 
   int buffer(int64_t width, bool is_outputs) {
     buffers_.push_back({width, is_outputs});
@@ -120,8 +121,8 @@ class BoundPlan {
     plan_.add(std::make_unique<GateUp>(name, at(x), GateUp::Part{&g, gate_bias ? gate_bias->data() : nullptr},
                                        GateUp::Part{&u, up_bias ? up_bias->data() : nullptr}, at(out), makes_codes));
   }
-  void attention(const std::string& name, int q, const KVCacheHandle& cache, const std::vector<int32_t>& kv_head_of_head,
-                 float scale, int64_t window, int out) {
+  void attention(const std::string& name, int q, const KVCacheHandle& cache,
+                 const std::vector<int32_t>& kv_head_of_head, float scale, int64_t window, int out) {
     const int64_t H = int64_t(kv_head_of_head.size());
     require(at(q)->width == H * cache.cache.C && at(out)->width == at(q)->width, "q and out must be rows of heads");
     for (int32_t head : kv_head_of_head) require(head >= 0 && head < cache.cache.KV, "a KV head does not exist");
@@ -129,14 +130,14 @@ class BoundPlan {
     plan_.add(std::make_unique<Attention>(name, at(q), &cache.cache, &tasks->second, H, scale,
                                           window > 0 ? window : NO_WINDOW, at(out)));
   }
-  void all_reduce(const std::string& name, nb::capsule table, int x, bool is_fixed) {
+  void all_reduce(const std::string& name, nb::object table, int x, bool is_fixed) {
     plan_.add(std::make_unique<AllReduce>(name, table_of(table), at(x), is_fixed));
   }
-  void all_gather(const std::string& name, nb::capsule table, int x, const std::vector<int64_t>& widths, int parts,
+  void all_gather(const std::string& name, nb::object table, int x, const std::vector<int64_t>& widths, int parts,
                   int out) {
     plan_.add(std::make_unique<AllGather>(name, table_of(table), at(x), widths, at(parts), at(out)));
   }
-  void transfer(const std::string& name, nb::capsule table, size_t peer, int x, bool is_send) {
+  void transfer(const std::string& name, nb::object table, size_t peer, int x, bool is_send) {
     plan_.add(std::make_unique<Transfer>(name, table_of(table), at(x), peer, is_send));
   }
 
@@ -148,17 +149,19 @@ class BoundPlan {
                                                                 Array<const int32_t, 1> output_rows) {
     const int64_t T = int64_t(tokens.shape(0)), O = int64_t(output_rows.shape(0));
     require(arena_.has_value() && T <= max_tokens_ && O <= max_outputs_, "the arena has no room for the step");
-    require(int64_t(positions.shape(0)) == T && row_start.shape(0) == tables.shape(0) + 1, "the step's arrays disagree");
+    require(int64_t(positions.shape(0)) == T && row_start.shape(0) == tables.shape(0) + 1,
+            "the step's arrays disagree");
     for (int64_t o = 0; o < O; ++o)
       require(output_rows.data()[o] >= 0 && output_rows.data()[o] < T, "an output row is not a row of the step");
     for (int64_t t = 0; t < T; ++t) require(positions.data()[t] < positions_, "a position is outside the rope table");
-    const KVStep kv = {positions.data(),          row_start.data(),          tables.data(), T,
+    const KVStep kv = {positions.data(),         row_start.data(),        tables.data(), T,
                        int64_t(tables.shape(0)), int64_t(tables.shape(1))};
     if (!caches_.empty())
       if (const char* rule = broken_rule(kv, *caches_[0])) throw nb::value_error(rule);
     nb::gil_scoped_release release;
     for (auto& [heads, tasks] : tasks_) tasks.deal(kv);
-    const Step step = {{tokens.data(), kv, output_rows.data(), T, O}, arena_->data(), cpu_.kernels, cpu_.activation_bits};
+    const Step step = {
+        {tokens.data(), kv, output_rows.data(), T, O}, arena_->data(), cpu_.kernels, cpu_.activation_bits};
     const Op* failed = plan_.run(cpu_.pool, step);
     if (!failed) return std::nullopt;
     return std::make_tuple(failed->name(), std::string(failed->failure()), failed->waited_ns() >= 0);
@@ -171,7 +174,6 @@ class BoundPlan {
       spans.emplace_back(plan_.ops()[size_t(s.op)]->name(), int(s.kind), s.start_ns, s.end_ns);
     return spans;
   }
-  size_t num_ops() const { return plan_.ops().size(); }
 
  private:
   Buffer* at(int index) {
@@ -188,8 +190,10 @@ class BoundPlan {
     require(at(x)->width == (w.is_grouped() ? w.groups() * GROUP : w.K), "x must have the weight's columns");
     require(!bias || int64_t(bias->shape(0)) == w.N, "bias must be (N,)");
   }
-  static const CollectiveTable* table_of(const nb::capsule& table) {
-    return static_cast<const CollectiveTable*>(table.data(kCollectiveTableName));
+  const CollectiveTable* table_of(const nb::object& table) {
+    require(PyCapsule_IsValid(table.ptr(), kCollectiveTableName), "table must be a capsule of collective_table.h");
+    tables_.push_back(table);
+    return static_cast<const CollectiveTable*>(PyCapsule_GetPointer(table.ptr(), kCollectiveTableName));
   }
 
   Cpu& cpu_;
@@ -197,6 +201,7 @@ class BoundPlan {
   Plan plan_;
   RowGroup* rows_ = nullptr;
   std::deque<Buffer> buffers_;
+  std::vector<nb::object> tables_;  // keep their groups alive
   std::vector<const KVCache*> caches_;
   std::map<std::vector<int32_t>, AttentionTasks> tasks_;
   std::optional<Array<uint8_t, 1>> arena_;
@@ -220,8 +225,8 @@ void bind_plan(nb::module_& m) {
       .def("quantize", &BoundPlan::quantize, "x"_a, "weight"_a, "out"_a)
       .def("gather_rows", &BoundPlan::gather_rows, "x"_a, "out"_a)
       .def("products", &BoundPlan::products, "name"_a, "parts"_a)
-      .def("gate_up", &BoundPlan::gate_up, "name"_a, "x"_a, "gate"_a, "gate_bias"_a.none(), "up"_a,
-           "up_bias"_a.none(), "out"_a, "makes_codes"_a)
+      .def("gate_up", &BoundPlan::gate_up, "name"_a, "x"_a, "gate"_a, "gate_bias"_a.none(), "up"_a, "up_bias"_a.none(),
+           "out"_a, "makes_codes"_a)
       .def("attention", &BoundPlan::attention, "name"_a, "q"_a, "cache"_a, "kv_head_of_head"_a, "scale"_a, "window"_a,
            "out"_a)
       .def("all_reduce", &BoundPlan::all_reduce, "name"_a, "table"_a, "x"_a, "is_fixed"_a)
@@ -229,8 +234,7 @@ void bind_plan(nb::module_& m) {
       .def("transfer", &BoundPlan::transfer, "name"_a, "table"_a, "peer"_a, "x"_a, "is_send"_a)
       .def("run", &BoundPlan::run, "tokens"_a, "positions"_a, "row_start"_a, "block_tables"_a, "output_rows"_a)
       .def("set_tracing", &BoundPlan::set_tracing, "on"_a)
-      .def("take_timeline", &BoundPlan::take_timeline)
-      .def_prop_ro("num_ops", &BoundPlan::num_ops);
+      .def("take_timeline", &BoundPlan::take_timeline);
 }
 
 }  // namespace tinycluster

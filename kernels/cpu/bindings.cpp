@@ -19,10 +19,12 @@ NB_MODULE(_cpu, m) {
   nb::class_<Cpu> cpu(m, "Cpu");
   cpu.def(nb::init<int, const std::string&, int>(), "num_threads"_a, "isa"_a = "auto", "activation_bits"_a = 16)
       .def_prop_ro("isa", [](const Cpu& self) { return self.kernels->name; })
+      .def_prop_ro("activation_bits", [](const Cpu& self) { return self.activation_bits; })
       .def_prop_ro("num_threads", [](const Cpu& self) { return self.pool.num_threads(); });
   bind_linear(m, cpu);
   bind_rows(cpu);
   bind_attention(m, cpu);
   bind_probe(cpu);
   bind_sampling(m, cpu);
+  bind_plan(m);
 }

@@ -41,5 +41,6 @@ void bind_rows(nb::class_<Cpu>& cpu);
 void bind_attention(nb::module_& m, nb::class_<Cpu>& cpu);
 void bind_probe(nb::class_<Cpu>& cpu);
 void bind_sampling(nb::module_& m, nb::class_<Cpu>& cpu);
+void bind_plan(nb::module_& m);
 
 }  // namespace tinycluster

@@ -1,5 +1,5 @@
 // A stage's Program compiled to a flat list of operations over one arena. All threads of a pool walk the list together;
-// between operations they meet. Python is not involved in a step, except where a collective has no native table.
+// between operations they meet. Python is not involved in a step.
 #pragma once
 
 #include <cstdint>

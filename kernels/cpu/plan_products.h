@@ -113,7 +113,13 @@ class Attention : public Op {
  public:
   Attention(std::string name, Buffer* q, const KVCache* cache, AttentionTasks* tasks, int64_t num_heads, float scale,
             int64_t window, Buffer* out)
-      : Op(std::move(name)), q_(q), cache_(cache), tasks_(tasks), H_(num_heads), scale_(scale), window_(window),
+      : Op(std::move(name)),
+        q_(q),
+        cache_(cache),
+        tasks_(tasks),
+        H_(num_heads),
+        scale_(scale),
+        window_(window),
         out_(out) {}
 
   void run(Team& team, const Step& step) override {

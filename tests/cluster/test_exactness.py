@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.engines import GREEDY, SAMPLED, Answer, answer_all, answers, engine_for, prompt_of
 from tests.parity.random_model import CASES, write_folder
-from tinycluster.parallel.pipeline import StageCollectives
+from tinycluster.parallel.layers import ProgramBuilder
 
 PROMPTS = [prompt_of(1), prompt_of(37, first=5), prompt_of(64, first=11)]
 
@@ -45,7 +45,7 @@ def test_uneven_shares_and_given_layers_give_the_same(tiny_model: Path, expected
 def test_a_lost_addend_is_noticed(
     tiny_model: Path, expected: list[list[Answer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StageCollectives, "all_reduce", lambda self, x: None)
+    monkeypatch.setattr(ProgramBuilder, "all_reduce", lambda self, x: None)
     assert answers(tiny_model, PROMPTS, GREEDY, mesh={"tensor": 2}) != expected[0]
 
 

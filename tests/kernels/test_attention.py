@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinycluster.kernels._cpu import Cpu, supported_isas
-from tinycluster.kernels.executor import NativeExecutor, PagedCache, ReferenceExecutor
+from tinycluster.kernels.executor import PagedCache, ReferenceExecutor
 from tinycluster.kernels.program import F32, Attention, Batch, Buffer, KVShape, Program, WriteKV
 
 HEADS = (0, 0, 0, 1, 1)  # uneven groups, as an odd share of heads gives
@@ -22,12 +22,15 @@ class Setting:
     window: int | None = None
 
     @property
+    def attention(self) -> Attention:
+        return Attention("q", 0, self.head_dim, HEADS, self.head_dim**-0.5, self.window, "out")
+
+    @property
     def program(self) -> Program:
         kv_width = 2 * self.head_dim
         widths = {"q": len(HEADS) * self.head_dim, "k": kv_width, "v": kv_width, "out": len(HEADS) * self.head_dim}
-        attention = Attention("q", 0, self.head_dim, HEADS, self.head_dim**-0.5, self.window, "out")
         return Program(
-            ops=[WriteKV("k", "v", 0), attention],
+            ops=[WriteKV("k", "v", 0), self.attention],
             buffers={name: Buffer(width) for name, width in widths.items()},
             kv=KVShape(1, 2, self.head_dim),
             output="out",
@@ -46,17 +49,24 @@ def batch_of(spans: list[tuple[int, int]], block_tokens: int, num_blocks: int, s
     return Batch(np.zeros(len(positions), np.int32), positions, row_start, tables, np.zeros(0, np.int32))
 
 
-class NoRanks:
-    def all_reduce(self, x: object) -> None: ...
-    def all_gather_columns(self, x: F32, widths: object) -> F32:
-        return x
+class Native:
+    """The two ops by their own faces."""
 
-    def send_next(self, x: F32) -> None: ...
-    def recv_previous(self, out: F32) -> None: ...
+    def __init__(self, setting: Setting, cache: PagedCache, isa: str) -> None:
+        self._cpu, self._layer, self._attention = Cpu(2, isa), cache.layers[0], setting.attention
+
+    def run(self, batch: Batch, inputs: dict[str, F32]) -> F32:
+        out, step = np.full_like(inputs["q"], np.nan), (batch.positions, batch.row_start, batch.block_tables)
+        self._cpu.write_kv(inputs["k"], inputs["v"], self._layer, *step)
+        op = self._attention
+        self._cpu.attention(inputs["q"], self._layer, *step, op.kv_head_of_head, op.scale, op.window or 0, out)
+        return out
 
 
-def run(executor: NativeExecutor | ReferenceExecutor, batch: Batch, inputs: dict[str, F32]) -> F32:
+def run(executor: Native | ReferenceExecutor, batch: Batch, inputs: dict[str, F32]) -> F32:
     """Runs the two ops on given q, k and v."""
+    if isinstance(executor, Native):
+        return executor.run(batch, inputs)
     buffers = {name: array.copy() for name, array in inputs.items()}
     buffers["out"] = np.full_like(inputs["q"], np.nan)
     for step, op in executor._steps:
@@ -64,14 +74,13 @@ def run(executor: NativeExecutor | ReferenceExecutor, batch: Batch, inputs: dict
     return buffers["out"]
 
 
-def executors(setting: Setting, num_blocks: int, isa: str) -> tuple[NativeExecutor, ReferenceExecutor]:
+def executors(setting: Setting, num_blocks: int, isa: str) -> tuple[Native, ReferenceExecutor]:
     rope = np.zeros((1, setting.head_dim // 2), np.float32), np.zeros((1, setting.head_dim // 2), np.float32)
     caches = [PagedCache(setting.program.kv, num_blocks, setting.block_tokens) for _ in range(2)]
     for paged in caches:  # what other requests left behind must not matter
         paged.keys[0][:] = 255
         paged.values[0][:] = 255
-    native = NativeExecutor(setting.program, {}, rope, caches[0], NoRanks(), 2, isa)
-    return native, ReferenceExecutor(setting.program, {}, rope, caches[1], NoRanks())
+    return Native(setting, caches[0], isa), ReferenceExecutor(setting.program, {}, rope, caches[1], None)
 
 
 def inputs_for(batch: Batch, head_dim: int, seed: int = 0) -> dict[str, F32]:

@@ -13,7 +13,7 @@ from tests.parity.random_model import CASES, random_weights
 from tinycluster.engine.models.registry import Stage, build, weight_specs
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.rope import inverse_frequencies, rope_table
-from tinycluster.kernels.executor import Executor, NativeExecutor, PagedCache, ReferenceExecutor
+from tinycluster.kernels.executor import NativeExecutor, PagedCache, ReferenceExecutor
 from tinycluster.kernels.formats import DenseTensor
 from tinycluster.kernels.packing import pack
 from tinycluster.kernels.program import F32, Batch, Program
@@ -32,7 +32,7 @@ def alone(config: ModelConfig) -> tuple[Program, StageCollectives, PagedCache]:
     return program, collectives, PagedCache(program.kv, max(BLOCKS) + 1, BLOCK_TOKENS)
 
 
-def native(config: ModelConfig) -> Executor:
+def native(config: ModelConfig) -> NativeExecutor:
     program, collectives, cache = alone(config)
     weights = random_weights(config, SEED)
     units = {spec.name: spec.split.unit if spec.split_dim == 1 else None for spec in weight_specs(config) if spec.split}
@@ -43,7 +43,7 @@ def native(config: ModelConfig) -> Executor:
     return NativeExecutor(program, packed, rope_table(config, SEQUENCE), cache, collectives)
 
 
-def reference(config: ModelConfig) -> Executor:
+def reference(config: ModelConfig) -> ReferenceExecutor:
     program, collectives, cache = alone(config)
     weights = {
         name: DenseTensor("f32", weight) if weight.ndim == 2 else weight
@@ -52,7 +52,9 @@ def reference(config: ModelConfig) -> Executor:
     return ReferenceExecutor(program, weights, rope_table(config, SEQUENCE), cache, collectives)
 
 
-def step(executor: Executor, tokens: Sequence[int], position: int, output_rows: Sequence[int]) -> F32:
+def step(
+    executor: NativeExecutor | ReferenceExecutor, tokens: Sequence[int], position: int, output_rows: Sequence[int]
+) -> F32:
     """Compute some tokens of the one request; its blocks lie in the cache in no particular order."""
     count = len(tokens)
     logits = executor.run(
