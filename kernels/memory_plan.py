@@ -20,17 +20,6 @@ class Placement:
     num_bytes: int
 
 
-@dataclass(frozen=True)
-class Lifetime:
-    """Indices of the first op that writes a buffer and of the last that uses it."""
-
-    first: int
-    last: int
-
-    def overlaps(self, other: Lifetime) -> bool:
-        return self.first <= other.last and other.first <= self.last
-
-
 def row_bytes(buffer: Buffer, activation_bits: int) -> int:
     """Memory of one row. Each group of codes carries a scale, an offset and a sum."""
     if buffer.dtype == "codes":
@@ -38,14 +27,17 @@ def row_bytes(buffer: Buffer, activation_bits: int) -> int:
     return buffer.width * (8 if buffer.dtype == "int64" else 4)
 
 
-def lifetimes(program: Program) -> dict[str, Lifetime]:
-    """Of every buffer that an op names. The output lives to the end."""
-    found: dict[str, Lifetime] = {}
-    for index, op in enumerate(program.ops):
-        for name in reads(op) | writes(op):
-            found[name] = Lifetime(found[name].first if name in found else index, index)
-    if program.output is not None:
-        found[program.output] = Lifetime(found[program.output].first, len(program.ops))
+def lifetimes(program: Program) -> dict[str, int]:
+    """The ops during which each buffer must keep its contents, as bits: bit i stands for op i.
+
+    A buffer that is written anew in every layer is free between its last reader and its next writer.
+    """
+    found: dict[str, int] = {}
+    alive = set() if program.output is None else {program.output}
+    for index, op in reversed(list(enumerate(program.ops))):
+        for name in alive | reads(op) | writes(op):
+            found[name] = found.get(name, 0) | 1 << index
+        alive = (alive - writes(op)) | reads(op)
     return found
 
 
@@ -60,7 +52,7 @@ def place(program: Program, *, activation_bits: int, max_tokens: int, max_output
     }
     offsets: dict[str, int] = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        taken = sorted((offsets[o], offsets[o] + sizes[o]) for o in offsets if alive[o].overlaps(alive[name]))
+        taken = sorted((offsets[o], offsets[o] + sizes[o]) for o in offsets if alive[o] & alive[name])
         offsets[name] = _best_gap(taken, sizes[name])
     return Placement(offsets, max((offsets[name] + sizes[name] for name in offsets), default=0))
 

@@ -42,10 +42,14 @@ Pass = Callable[[Program, Matrices], Program]
 
 
 def reads(op: Op) -> set[str]:
-    """Names of the buffers whose contents an op uses."""
+    """Names of the buffers whose contents an op needs from the ops before it."""
     match op:
         case p.RowGroup(ops):
-            return set().union(*(reads(part) for part in ops)) if ops else set()
+            needed, made = set[str](), set[str]()
+            for part in ops:
+                needed |= reads(part) - made
+                made |= writes(part)
+            return needed
         case p.Products(parts):
             return {part.x for part in parts}
         case p.GateUp(gate, _, _):
@@ -70,7 +74,7 @@ def writes(op: Op) -> set[str]:
     """Names of the buffers that an op fills or changes."""
     match op:
         case p.RowGroup(ops):
-            return set().union(*(writes(part) for part in ops)) if ops else set()
+            return {name for part in ops for name in writes(part)}
         case p.Products(parts):
             return {part.out for part in parts}
         case p.LinearResidual(_, residual, _):

@@ -1,0 +1,126 @@
+"""Passes over a Program: the same bits with and without every one of them; and buffers that share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tests.parity.golden import SEED
+from tests.parity.random_model import CASES, random_weights
+from tinycluster.engine.models.registry import Stage, build, weight_specs
+from tinycluster.engine.models.spec import ModelConfig
+from tinycluster.engine.rope import rope_table
+from tinycluster.kernels import program as p
+from tinycluster.kernels.executor import NativeExecutor, PagedCache
+from tinycluster.kernels.formats import DenseTensor, Format
+from tinycluster.kernels.memory_plan import lifetimes, place, row_bytes
+from tinycluster.kernels.packing import PackedWeight, pack
+from tinycluster.kernels.passes import PASSES, MatrixShape, Pass, optimize, walk
+from tinycluster.kernels.program import F32, Batch, Program
+from tinycluster.parallel.units import Shares
+
+POSITIONS = 48
+CASE_NAMES = ("llama_biases", "qwen3_biases_windows")
+
+
+def program_of(config: ModelConfig) -> Program:
+    shares = Shares(0, (1.0,), config.num_attention_heads, config.num_key_value_heads)
+    return build(config, Stage.whole(config), shares)[0]
+
+
+def weights_of(config: ModelConfig, format: Format) -> dict[str, PackedWeight | F32]:
+    units = {spec.name: spec.split.unit if spec.split_dim == 1 else None for spec in weight_specs(config) if spec.split}
+    return {
+        name: pack(DenseTensor("f32", w), unit=units.get(name), format=format) if w.ndim == 2 else w
+        for name, w in random_weights(config, SEED).items()
+    }
+
+
+def shapes_of(weights: dict[str, PackedWeight | F32]) -> dict[str, MatrixShape]:
+    matrices = {name: w for name, w in weights.items() if isinstance(w, PackedWeight)}
+    return {name: MatrixShape(w.format, *w.shape, w.unit) for name, w in matrices.items()}
+
+
+def logits(config: ModelConfig, weights: dict[str, PackedWeight | F32], passes: Sequence[Pass], threads: int) -> F32:
+    """Of every position of a step of 11 tokens, one of 1 and one of 6."""
+    program = program_of(config)
+    rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
+    executor = NativeExecutor(program, weights, rope, cache, None, threads, passes=passes)
+    found, start = [], 0
+    for count in (11, 1, 6):
+        tokens, positions = (np.arange(start, start + count, dtype=np.int32) for _ in range(2))
+        step = executor.run(
+            Batch(
+                tokens=tokens * 7 % config.vocab_size,
+                positions=positions,
+                row_start=np.array([0, count], np.int32),
+                block_tables=np.array([[2, 0, 3]], np.int32),
+                output_rows=np.arange(count, dtype=np.int32),
+            )
+        )
+        assert step is not None
+        found.append(step.copy())
+        start += count
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("case", CASE_NAMES)
+@pytest.mark.parametrize("format", ["f32", "q8", "q4"])
+def test_every_pass_leaves_the_bits_as_they_are(case: str, format: Format) -> None:
+    config = CASES[case]
+    weights = weights_of(config, format)
+    plain = logits(config, weights, (), 1)
+    assert np.isfinite(plain).all()
+    for passes in (*((one,) for one in PASSES), PASSES, PASSES[1:], PASSES[:3]):
+        names = [one.__name__ for one in passes]
+        np.testing.assert_array_equal(logits(config, weights, passes, 2), plain, err_msg=str(names))
+
+
+@pytest.mark.parametrize("case", CASE_NAMES)
+def test_a_pass_that_drops_an_op_is_noticed(case: str) -> None:
+    def without_first_rope(program: Program, matrices: object) -> Program:
+        first = next(op for op in program.ops if isinstance(op, p.Rope))
+        return p.Program([op for op in program.ops if op is not first], program.buffers, program.kv, program.output)
+
+    weights = weights_of(CASES[case], "f32")
+    plain = logits(CASES[case], weights, (), 1)
+    assert (logits(CASES[case], weights, (without_first_rope,), 1) != plain).any()
+
+
+def test_a_layer_of_llama_becomes_seven_ops() -> None:
+    config = CASES["llama_biases"]
+    shapes = shapes_of(weights_of(config, "q8"))
+    ops = optimize(program_of(config), shapes).ops
+    layer = [type(op).__name__ for op in ops[:8]]
+    assert layer == [
+        "RowGroup",  # embedding, norm, quantization
+        "Products",  # q, k, v
+        "RowGroup",  # rope, rope, write to the cache
+        "Attention",
+        "RowGroup",  # quantization
+        "LinearResidual",
+        "RowGroup",  # norm, quantization
+        "GateUp",
+    ]
+    assert not any(isinstance(op, p.SwiGlu | p.AddFixed | p.Linear) for op in walk(ops))
+
+
+@pytest.mark.parametrize("passes", [(), PASSES], ids=["plain", "fused"])
+def test_buffers_that_are_alive_together_do_not_share_memory(passes: Sequence[Pass]) -> None:
+    config = CASES["qwen3_biases_windows"]
+    program = optimize(program_of(config), shapes_of(weights_of(config, "q8")), passes)
+    placement = place(program, activation_bits=16, max_tokens=64, max_outputs=8)
+    alive, rows = lifetimes(program), {"tokens": 64, "outputs": 8}
+    ends = {
+        name: start + rows[program.buffers[name].rows] * row_bytes(program.buffers[name], 16)
+        for name, start in placement.offsets.items()
+    }
+    for a, start in placement.offsets.items():
+        assert 0 <= start <= ends[a] <= placement.num_bytes
+        for b in placement.offsets.keys() - {a}:
+            if alive[a] & alive[b]:
+                assert ends[a] <= placement.offsets[b] or ends[b] <= start, f"{a} and {b} overlap"
+    apart = sum(ends[name] - placement.offsets[name] for name in ends)
+    assert placement.num_bytes < 0.7 * apart
