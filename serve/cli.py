@@ -126,6 +126,22 @@ def config(
     print(json.dumps(settings.model_dump(mode="json", by_alias=True), indent=2))
 
 
+@app.command()
+def explain(
+    config: ConfigArgument,
+    rank: Annotated[int, typer.Option(metavar="R", help="Whose plan.")] = 0,
+    model: Annotated[str | None, typer.Option(help="By default the first of CONFIG.")] = None,
+    tensor: TensorOption = None,
+    pipeline: PipelineOption = None,
+    weights: WeightsOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Print what a rank runs in a step, before and after the passes: ops, buffers, bytes."""
+    from tinycluster.serve.explain import print_plan
+
+    print_plan(load(config, mesh_overrides(False, tensor, pipeline, weights), assignments), model, rank)
+
+
 def main() -> None:
     """The entry point. Exit code 2 for a user's mistake, 1 for a fault of the cluster; one sentence on stderr."""
     try:

@@ -39,7 +39,7 @@ class Products : public Op {
   }
 
   const char* failure() const override {
-    return fits_.load(std::memory_order_relaxed) ? nullptr : "a partial sum is too large for the fixed-point format";
+    return fits_.load(std::memory_order_relaxed) ? nullptr : "a partial sum is not smaller than its fixed-point limit";
   }
 
  private:

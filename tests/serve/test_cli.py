@@ -108,6 +108,15 @@ def test_config_prints_the_effective_settings() -> None:
     assert settings["server"]["port"] == 9
 
 
+def test_explain_prints_the_plan_before_and_after_the_passes(smollm2_path: Path) -> None:
+    before, after = tinycluster("explain", "smollm2", "--tensor", "1").stdout.split("As it is run: ")
+    assert "Linear: normed -> q  207,360 bytes of weights" in before
+    assert "Products × 3: normed.codes -> k, q, v  345,600 bytes of weights" in after
+    assert "AddFixed" not in after
+    wrong = tinycluster("explain", "smollm2", "--tensor", "2", "--rank", "2")
+    assert (wrong.exit_code, wrong.stderr) == (2, "error: --rank must be from 0 to 1, got 2\n")
+
+
 def test_chat_without_a_server_says_so_with_exit_code_1() -> None:
     outcome = tinycluster("chat", "--url", "http://127.0.0.1:9")
     assert (outcome.exit_code, outcome.stdout) == (1, "")
