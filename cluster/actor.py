@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,11 @@ class RankActor:
 
         def load(neighbours: Neighbours) -> Runner:
             self._report.report_to(channel)
-            return make_runner(self._model.result(), self._blueprint, neighbours, num_threads)
+            runner = make_runner(self._model.result(), self._blueprint, neighbours, num_threads)
+            # What is there now stays as long as the rank: no step should wait for a search through it.
+            gc.collect()
+            gc.freeze()
+            return runner
 
         Worker(self._rank, channel).run(lambda: meet(plan, meeting, self._listeners), load)
         channel.close()

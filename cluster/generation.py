@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tinycluster.engine.detokenizer import Detokenizer
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.engine.request import FinishReason, RequestOutput
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """What a step added. `text` may lag behind the tokens: half a character or half a stop string is held back."""
 
     token_ids: tuple[int, ...]
@@ -60,7 +59,7 @@ class Generation:
         self.request_id = request_id
         self._abort = abort
         self._arrived: queue.SimpleQueue[Delta | TinyclusterError] = queue.SimpleQueue()
-        self._reader: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._reader: tuple[asyncio.AbstractEventLoop, _Bell] | None = None
 
     def abort(self) -> None:
         """End the request in any state; its blocks are free before the next step is planned. Any thread may call it."""
@@ -82,18 +81,19 @@ class Generation:
                 self.abort()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        event = asyncio.Event()
-        self._reader = (asyncio.get_running_loop(), event)
+        loop = asyncio.get_running_loop()
+        bell = _Bell(loop)
+        self._reader = (loop, bell)
         is_finished = False
         try:
             while not is_finished:
-                event.clear()
+                rung = bell.listen()
                 while not self._arrived.empty():
                     delta = self._take(0)
                     is_finished = delta.finish_reason is not None
                     yield delta
                 if not is_finished:
-                    await event.wait()
+                    await rung
         finally:
             self._reader = None
             if not is_finished:
@@ -109,26 +109,44 @@ class Generation:
         return item
 
 
+class _Bell:
+    """One reader waits for it at a time; it costs half of what asyncio.Event does."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._rung: asyncio.Future[None] = loop.create_future()
+
+    def listen(self) -> asyncio.Future[None]:
+        """Done as soon as the bell rings after this call."""
+        if self._rung.done():
+            self._rung = self._loop.create_future()
+        return self._rung
+
+    def ring(self) -> None:
+        if not self._rung.done():
+            self._rung.set_result(None)
+
+
 class HandOver:
     """Puts a step's deltas into their generations, then wakes every event loop once, however many requests it reads."""
 
     def __init__(self) -> None:
-        self._waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        self._waiting: dict[asyncio.AbstractEventLoop, list[_Bell]] = {}
 
     def put(self, generation: Generation, item: Delta | TinyclusterError) -> None:
         # The item goes first: a reader that registers in between looks into the queue before it waits.
         generation._arrived.put(item)
         if (reader := generation._reader) is not None:
-            loop, event = reader
-            self._waiting.setdefault(loop, []).append(event)
+            loop, bell = reader
+            self._waiting.setdefault(loop, []).append(bell)
 
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        for loop, events in waiting.items():
+        for loop, bells in waiting.items():
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads these any more
-                loop.call_soon_threadsafe(_set_all, events)
+                loop.call_soon_threadsafe(_ring_all, bells)
 
 
-def _set_all(events: list[asyncio.Event]) -> None:
-    for event in events:
-        event.set()
+def _ring_all(bells: list[_Bell]) -> None:
+    for bell in bells:
+        bell.ring()

@@ -1,6 +1,6 @@
 """What driver and ranks say to each other, and its form in bytes: fixed little-endian records, nothing is evaluated.
 
-driver -> rank   Challenge, Welcome, StepPlan, Stop
+driver -> rank   Challenge, Welcome, EncodedPlan (a StepPlan as it is where both are threads), Stop
 rank -> driver   Hello, LoadProgress, Ready, StepResult, Heartbeat, RankFailure
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tinycluster.engine.request import Row, SampledToken, SamplingParams, StepPlan, StepResult
+from tinycluster.engine.request import SampledToken, StepPlan, StepResult
 
 
 class ProtocolError(Exception):
@@ -75,7 +75,26 @@ class Stop:
     pass
 
 
-Message = Challenge | Hello | Welcome | LoadProgress | Ready | Heartbeat | RankFailure | Stop | StepPlan | StepResult
+@dataclass(frozen=True)
+class EncodedPlan:
+    """A StepPlan on its way between processes; plan_codec.py reads and writes it."""
+
+    payload: bytes
+
+
+Message = (
+    Challenge
+    | Hello
+    | Welcome
+    | LoadProgress
+    | Ready
+    | Heartbeat
+    | RankFailure
+    | Stop
+    | StepPlan
+    | EncodedPlan
+    | StepResult
+)
 
 
 class _Reader:
@@ -87,8 +106,8 @@ class _Reader:
     def fields(self, record: struct.Struct) -> tuple[Any, ...]:
         return record.unpack(self.take(record.size))
 
-    def integers(self, count: int) -> tuple[int, ...]:
-        return struct.unpack(f"<{count}i", self.take(4 * count))
+    def rest(self) -> bytes:
+        return bytes(self.take(len(self._payload) - self._offset))
 
     def take(self, num_bytes: int) -> memoryview:
         end = self._offset + num_bytes
@@ -117,9 +136,7 @@ _LENGTH = struct.Struct("<I")
 _HELLO = struct.Struct("<I")
 _PROGRESS = struct.Struct("<QQ")
 _FAILURE = struct.Struct("<Iq?")
-_STEP = struct.Struct("<QI")
-# request_id, position, tokens, blocks, sample, seed, temperature, top_k, top_p, min_p, return_logits_digest
-_ROW = struct.Struct("<qiII?Qdidd?")
+_RESULT = struct.Struct("<QI")
 _SAMPLE = struct.Struct("<qi?")
 
 
@@ -127,47 +144,20 @@ def _block(content: bytes) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
-def _encode_plan(plan: StepPlan) -> bytes:
-    """Ranks sample but do not decide when a request ends, so of the sampling parameters only those that choose."""
-    parts = [_STEP.pack(plan.step_id, len(plan.rows))]
-    for row in plan.rows:
-        tokens, blocks, chosen = row.tokens, row.blocks, row.sampling
-        counts = (row.request_id, row.position, len(tokens), len(blocks), row.sample, row.seed)
-        options = (chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p, chosen.return_logits_digest)
-        parts.append(_ROW.pack(*counts, *options))
-        parts.append(struct.pack(f"<{len(tokens) + len(blocks)}i", *tokens, *blocks))
-    return b"".join(parts)
-
-
-def _decode_plan(reader: _Reader) -> StepPlan:
-    step_id, num_rows = reader.fields(_STEP)
-    return StepPlan(step_id, tuple(_decode_row(reader) for _ in range(num_rows)))
-
-
-def _decode_row(reader: _Reader) -> Row:
-    request_id, position, num_tokens, num_blocks, sample, seed, *options = reader.fields(_ROW)
-    tokens, blocks = reader.integers(num_tokens), reader.integers(num_blocks)
-    temperature, top_k, top_p, min_p, digest = options
-    sampling = SamplingParams(temperature, top_k, top_p, min_p, return_logits_digest=digest)
-    return Row(request_id, tokens, position, blocks, sample, sampling, seed)
-
-
 def _encode_result(result: StepResult) -> bytes:
-    parts = [_STEP.pack(result.step_id, len(result.samples))]
-    for sample in result.samples:
-        parts.append(_SAMPLE.pack(sample.request_id, sample.token, sample.logits is not None))
-        if sample.logits is not None:
-            parts.append(_block(sample.logits))
+    parts = [_RESULT.pack(result.step_id, len(result.samples))]
+    parts += [_SAMPLE.pack(sample.request_id, sample.token, sample.logits is not None) for sample in result.samples]
+    parts += [_block(sample.logits) for sample in result.samples if sample.logits is not None]
     return b"".join(parts)
 
 
 def _decode_result(reader: _Reader) -> StepResult:
-    step_id, num_samples = reader.fields(_STEP)
-    samples = []
-    for _ in range(num_samples):
-        request_id, token, has_logits = reader.fields(_SAMPLE)
-        samples.append(SampledToken(request_id, token, reader.block() if has_logits else None))
-    return StepResult(step_id, tuple(samples))
+    step_id, num_samples = reader.fields(_RESULT)
+    fields = _SAMPLE.iter_unpack(reader.take(num_samples * _SAMPLE.size))
+    return StepResult(
+        step_id,
+        tuple(SampledToken(id_, token, reader.block() if has_logits else None) for id_, token, has_logits in fields),
+    )
 
 
 def _encode_hello(hello: Hello) -> bytes:
@@ -208,7 +198,7 @@ _CODECS: dict[type[Any], _Codec] = {
     Heartbeat: _Codec(6, lambda m: b"", lambda r: Heartbeat()),
     RankFailure: _Codec(7, _encode_failure, _decode_failure),
     Stop: _Codec(8, lambda m: b"", lambda r: Stop()),
-    StepPlan: _Codec(9, _encode_plan, _decode_plan),
+    EncodedPlan: _Codec(9, lambda m: m.payload, lambda r: EncodedPlan(r.rest())),
     StepResult: _Codec(10, _encode_result, _decode_result),
 }
 _CODEC_OF_KIND = {codec.kind: codec for codec in _CODECS.values()}

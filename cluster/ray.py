@@ -13,13 +13,15 @@ from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import ChannelClosedError, TcpChannel
 from tinycluster.cluster.config import ModelSettings, Settings
 from tinycluster.cluster.handshake import Credentials, Listener
-from tinycluster.cluster.messages import Message, Stop, encode
+from tinycluster.cluster.messages import EncodedPlan, Message, Stop, encode
+from tinycluster.cluster.plan_codec import PlanEncoder
 from tinycluster.cluster.process_handles import ProcessHandles
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ranks import Deliver, RankEvent, RankLost
 from tinycluster.cluster.ray_cluster import Reservation, reserve
 from tinycluster.cluster.rendezvous import Introduction, Meeting, arrange
 from tinycluster.engine.errors import PlacementError, UnavailableError
+from tinycluster.engine.request import StepPlan
 from tinycluster.parallel.shared_memory import FOLDER
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class RayRanks:
         self._close_lock = threading.Lock()
         self._introductions: list[Introduction] = []
         self._processes = ProcessHandles(())
+        self._plans = PlanEncoder()
         self._runs: list[Any] = []
 
     def start(self, threads: int | None) -> None:
@@ -108,7 +111,7 @@ class RayRanks:
             listener.close()
 
     def send(self, message: Message) -> None:
-        kind, payload = encode(message)
+        kind, payload = encode(EncodedPlan(self._plans.encode(message)) if isinstance(message, StepPlan) else message)
         for rank, channel in list(self._channels.items()):
             try:
                 channel.send_encoded(kind, payload)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from tinycluster.cluster.channel import Channel, ChannelClosedError
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S
-from tinycluster.cluster.messages import Heartbeat, Message, RankFailure, Ready, Stop
+from tinycluster.cluster.messages import EncodedPlan, Heartbeat, Message, ProtocolError, RankFailure, Ready, Stop
+from tinycluster.cluster.plan_codec import PlanDecoder
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.engine.request import StepPlan
 from tinycluster.engine.runner import Runner
@@ -109,10 +110,13 @@ class ControlledChannel:
         self._channel.close()
 
     def _read(self) -> None:
+        plans = PlanDecoder()
         try:
             while True:
-                self._incoming.put(self._channel.receive())
-        except ChannelClosedError:
+                message = self._channel.receive()
+                # Read here, while the step before runs, and not when its turn has come.
+                self._incoming.put(plans.decode(message.payload) if isinstance(message, EncodedPlan) else message)
+        except (ChannelClosedError, ProtocolError):
             self._incoming.put(None)
             if not self._is_closed.is_set():
                 self._on_driver_lost()

@@ -48,6 +48,8 @@ class Detokenizer:
     def _emit(self, text: str) -> str:
         if text and self._strips_space:
             text, self._strips_space = text.removeprefix(" "), False
+        if not self._matches:
+            return text
         pending = self._held + text
         for index, character in enumerate(text, start=len(self._held) + 1):
             for match in self._matches:

@@ -1,9 +1,11 @@
-"""What is asked and what is decided: sampling parameters, requests, step plans and results. No behaviour, no I/O."""
+"""What is asked and what is decided: sampling parameters, requests, step plans and results. No behaviour, no I/O.
+
+What is made for every token is a named tuple: a frozen dataclass takes four times as long to make."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -28,8 +30,7 @@ class SamplingParams:
     return_logits_digest: bool = False
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One request's part of a step: tokens num_computed .. num_computed + num_tokens of the request.
 
     `tokens` are the ids to compute, starting at `position`. A last entry of PENDING stands for the token that the
@@ -62,8 +63,7 @@ class StepPlan:
         return sum(len(row.tokens) for row in self.rows)
 
 
-@dataclass(frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """`logits` holds the float32 logits of the whole vocabulary (little-endian bytes) where a digest was asked for."""
 
     request_id: int
@@ -79,8 +79,7 @@ class StepResult:
     samples: tuple[SampledToken, ...]
 
 
-@dataclass(frozen=True)
-class RequestOutput:
+class RequestOutput(NamedTuple):
     """What a step gave one request. `token_ids` include the end-of-sequence or stop token that ended it, if any.
 
     `stop_reason` is the token of `stop_token_ids` that ended the request; None for the model's own end-of-sequence

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tinycluster.engine.batch import pack_batch
+from tinycluster.engine.batch import BatchPacker
 from tinycluster.engine.request import Row, SampledToken, StepPlan, StepResult
 from tinycluster.engine.sampler import Sampler
 from tinycluster.kernels.program import F32, I64, Batch
@@ -32,11 +32,12 @@ class Runner:
     ) -> None:
         self._executor, self._sampler, self._group = executor, sampler, tensor_group
         self._is_only_stage = is_only_stage
+        self._packer = BatchPacker()
         self._last_tokens: dict[int, int] = {}
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """The tokens of a step on the rank that samples, None on the others."""
-        logits_OV = self._executor.run(pack_batch(plan, self._last_tokens))
+        logits_OV = self._executor.run(self._packer.pack(plan, self._last_tokens))
         if logits_OV is None:
             return None
         rows = [row for row in plan.rows if row.sample]

@@ -34,15 +34,21 @@ class Choices:
 
     async def steps(self) -> AsyncGenerator[Step]:
         """Deltas as they come, all choices of an engine step together. UnavailableError where a generation fails."""
-        single = len(self._generations) == 1
-        merged = _alone(self._generations[0]) if single else _merged(self._generations)
-        async with aclosing(merged):
+        if len(self._generations) == 1:
+            async for delta in self._generations[0]:
+                self._count(delta)
+                yield [(0, delta)]
+            return
+        async with aclosing(_merged(self._generations)) as merged:
             async for step in merged:
                 for _choice, delta in step:
-                    self.num_completion_tokens += len(delta.token_ids)
-                    if delta.finish_reason in ("abort", "error"):
-                        raise UnavailableError("The engine ended this request before it was complete")
+                    self._count(delta)
                 yield step
+
+    def _count(self, delta: Delta) -> None:
+        self.num_completion_tokens += len(delta.token_ids)
+        if delta.finish_reason in ("abort", "error"):
+            raise UnavailableError("The engine ended this request before it was complete")
 
     def abort(self) -> None:
         for generation in self._generations:
@@ -95,11 +101,6 @@ async def gather(choices: Choices) -> list[Text]:
                 if delta.finish_reason:
                     texts[choice].finish_reason, texts[choice].stop_reason = delta.finish_reason, delta.stop_reason
     return texts
-
-
-async def _alone(generation: Generation) -> AsyncGenerator[Step]:
-    async for delta in generation:
-        yield [(0, delta)]
 
 
 async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Step]:

@@ -18,6 +18,7 @@ from tinycluster.engine.errors import TinyclusterError
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import reply_for
+from tinycluster.serve.limited_send import LimitedSend
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +105,14 @@ class EventStream(Response):
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
+        limited = LimitedSend(send, SEND_TIMEOUT_S)
         try:
-            async with aclosing(events(self._choices, self._chunks)) as stream:
+            async with limited, aclosing(events(self._choices, self._chunks)) as stream:
                 async for event in stream:
                     if not has_started:
                         has_started = True
                         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    await _send_body(send, event)
+                    await limited({"type": "http.response.body", "body": event, "more_body": True})
         except TimeoutError:
             log.warning("a client did not read its stream for %g s and was dropped", SEND_TIMEOUT_S)
             return
@@ -121,10 +123,7 @@ class EventStream(Response):
             if not has_started:
                 await reply.response()(scope, receive, send)
                 return
-            await _send_body(send, b"data: " + reply.body() + b"\n\n" + DONE)
+            event = b"data: " + reply.body() + b"\n\n" + DONE
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-async def _send_body(send: Send, event: bytes) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinycluster.engine.batch import pack_batch
+from tinycluster.engine.batch import BatchPacker
 from tinycluster.engine.request import PENDING, Row, SamplingParams, StepPlan
 
 
@@ -15,7 +15,7 @@ def row(request_id: int, tokens: tuple[int, ...], position: int, blocks: tuple[i
 
 def test_rows_lie_one_after_the_other_with_their_positions_and_blocks() -> None:
     plan = StepPlan(3, (row(1, (10, 11, 12), 14, (4, 2)), row(2, (20,), 0, (7,)), row(3, (30, 31), 99, (1, 0, 5))))
-    batch = pack_batch(plan, {})
+    batch = BatchPacker().pack(plan, {})
     assert batch.tokens.tolist() == [10, 11, 12, 20, 30, 31]
     assert batch.positions.tolist() == [14, 15, 16, 0, 99, 100]
     assert batch.row_start.tolist() == [0, 3, 4, 6]
@@ -27,16 +27,25 @@ def test_rows_lie_one_after_the_other_with_their_positions_and_blocks() -> None:
 
 def test_only_sampled_rows_have_outputs() -> None:
     plan = StepPlan(0, (row(1, (5, 6), 0, (0,), sample=False), row(2, (7,), 3, (1,))))
-    assert pack_batch(plan, {}).output_rows.tolist() == [2]
+    assert BatchPacker().pack(plan, {}).output_rows.tolist() == [2]
     none = StepPlan(0, (row(1, (5, 6), 0, (0,), sample=False),))
-    assert pack_batch(none, {}).output_rows.shape == (0,)
+    assert BatchPacker().pack(none, {}).output_rows.shape == (0,)
 
 
 def test_a_pending_token_is_what_the_step_before_sampled_for_that_request() -> None:
     plan = StepPlan(0, (row(1, (PENDING,), 4, (0,)), row(2, (9, PENDING), 3, (1,))))
-    assert pack_batch(plan, {1: 41, 2: 42}).tokens.tolist() == [41, 9, 42]
+    assert BatchPacker().pack(plan, {1: 41, 2: 42}).tokens.tolist() == [41, 9, 42]
 
 
 def test_a_pending_token_that_nobody_sampled_is_a_fault() -> None:
     with pytest.raises(KeyError):
-        pack_batch(StepPlan(0, (row(1, (PENDING,), 4, (0,)),)), {2: 42})
+        BatchPacker().pack(StepPlan(0, (row(1, (PENDING,), 4, (0,)),)), {2: 42})
+
+
+def test_a_packer_forgets_what_a_row_held_in_the_step_before() -> None:
+    packer = BatchPacker()
+    for blocks in ([(4, 2), (7, 1)], [(4, 2), (9,)], [(3,), (9, 8)], [(3, 1, 2), (9, 8)], [(5,)]):
+        rows = tuple(row(index, (1,), 0, own) for index, own in enumerate(blocks))
+        width = max(map(len, blocks))
+        expected = [[*own, *[0] * (width - len(own))] for own in blocks]
+        assert packer.pack(StepPlan(0, rows), {}).block_tables.tolist() == expected
