@@ -72,7 +72,8 @@ class BoundPlan {
     RopeRows op;
     op.x = at(x), op.cos = cos.data(), op.sin = sin.data(), op.head_dim = head_dim;
     require(int64_t(cos.shape(1)) * 2 == head_dim && cos.size() == sin.size(), "cos and sin must be (P, head_dim / 2)");
-    require(int64_t(cos.shape(0)) >= positions_ && op.x->width % head_dim == 0, "rope table or x too small");
+    require(op.x->width % head_dim == 0, "x must be rows of heads");
+    has_rope_ = true;
     add_rows(std::move(op));
   }
   void write_kv(int k, int v, const KVCacheHandle& cache) {
@@ -153,7 +154,7 @@ class BoundPlan {
             "the step's arrays disagree");
     for (int64_t o = 0; o < O; ++o)
       require(output_rows.data()[o] >= 0 && output_rows.data()[o] < T, "an output row is not a row of the step");
-    for (int64_t t = 0; t < T; ++t) require(positions.data()[t] < positions_, "a position is outside the rope table");
+    for (int64_t t = 0; has_rope_ && t < T; ++t) require(positions.data()[t] < positions_, "a position is outside the rope table");
     const KVStep kv = {positions.data(),         row_start.data(),        tables.data(), T,
                        int64_t(tables.shape(0)), int64_t(tables.shape(1))};
     if (!caches_.empty())
@@ -197,7 +198,8 @@ class BoundPlan {
   }
 
   Cpu& cpu_;
-  int64_t positions_;
+  int64_t positions_;  // of the rope table
+  bool has_rope_ = false;
   Plan plan_;
   RowGroup* rows_ = nullptr;
   std::deque<Buffer> buffers_;
