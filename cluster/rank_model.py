@@ -18,7 +18,6 @@ from tinycluster.engine.runner import Runner
 from tinycluster.engine.sampler import Sampler
 from tinycluster.engine.weights import load_weights, loaded_bytes
 from tinycluster.kernels.executor import NativeExecutor, PagedCache
-from tinycluster.kernels.ops import softmax_f32
 from tinycluster.kernels.packing import PackedWeight
 from tinycluster.kernels.program import F32, Program
 from tinycluster.parallel.pipeline import StageCollectives
@@ -88,5 +87,5 @@ def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, 
         num_threads,
         activation_bits=blueprint.activation_bits,
     )
-    sampler = Sampler(softmax_f32)
+    sampler = Sampler(executor.cpu)
     return Runner(executor, sampler, neighbours.tensor_group, is_only_stage=blueprint.mesh.pipeline == 1)

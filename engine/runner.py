@@ -48,11 +48,8 @@ class Runner:
         return StepResult(plan.step_id, tuple(map(_sampled, rows, tokens, logits_OV)))
 
     def _choose(self, rows: list[Row], logits_OV: F32) -> I64:
-        tokens = np.zeros(len(rows), np.int64)
-        if self._group.rank == 0:
-            for index, (row, logits_V) in enumerate(zip(rows, logits_OV, strict=True)):
-                position = row.position + len(row.tokens)
-                tokens[index] = self._sampler.sample(logits_V, row.sampling, row.seed, position)
+        is_chosen_here = self._group.rank == 0 and len(rows) > 0
+        tokens = self._sampler.sample(logits_OV, rows) if is_chosen_here else np.zeros(len(rows), np.int64)
         if self._is_only_stage and self._group.size > 1 and rows:
             self._group.broadcast(tokens, 0)
         return tokens

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "arrays.h"
+#include "sample_memory.h"
 
 namespace tinycluster {
 
@@ -28,6 +30,7 @@ struct Cpu {
   Pool pool;
   int activation_bits;
   const Kernels* kernels = nullptr;
+  std::vector<SampleMemory> sample_memory;  // one per thread
 };
 
 // Pieces of rows, a few per thread, so that they even out.

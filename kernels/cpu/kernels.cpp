@@ -5,6 +5,7 @@
 #include "attention.inl"
 #include "probe.inl"
 #include "rows.inl"
+#include "sample.inl"
 
 #include "codes.inl"
 
@@ -20,8 +21,8 @@
 namespace tinycluster {
 
 extern const Kernels JOIN(ISA, _kernels);
-const Kernels JOIN(ISA, _kernels) = {STRING(ISA), linear,   gate_up,      quantize,   dequantize_row,
-                                     rms_norm,    ::swiglu, ::add_fixed,  rope,       write_kv,
-                                     attention,   softmax,  integer_dots, float_dots, read_values};
+const Kernels JOIN(ISA, _kernels) = {STRING(ISA),  linear,      gate_up,     quantize, dequantize_row, rms_norm,
+                                     ::swiglu,     ::add_fixed, rope,        write_kv, attention,      softmax,
+                                     integer_dots, float_dots,  read_values, sample};
 
 }  // namespace tinycluster

@@ -81,6 +81,25 @@ struct GateUpArgs {
   Codes out_codes;
 };
 
+// How one row's next token is chosen; kernels/sampling_reference.py has the definition.
+struct SampleArgs {
+  const float* logits;  // (V,)
+  int64_t V;
+  double temperature;   // below GREEDY_BELOW the rest is unused
+  int64_t top_k;        // 0 and below are off
+  double top_p, min_p;  // 1 and 0 are off
+  uint64_t random_bits;
+};
+constexpr double GREEDY_BELOW = 1e-5;
+
+// One thread's memory for choosing among V tokens; arrays of V + 32, and one mass per chunk of tokens.
+struct SampleScratch {
+  float *x, *p, *spare_x, *spare_p;
+  int32_t* ids;
+  int64_t* masses;
+};
+constexpr int64_t SAMPLE_CHUNK = 1024;
+
 struct Kernels {
   const char* name;
   // Tiles [begin, end) of the output rows, for every token. False if a partial does not fit.
@@ -102,6 +121,8 @@ struct Kernels {
   double (*integer_dots)(const ProbeOperands&);  // how many products there were
   double (*float_dots)(const ProbeOperands&);
   double (*read_values)(const float* x, int64_t n);  // their sum
+  // Writes the token. False if a logit is not a number, or the largest, divided by the temperature, is not finite.
+  bool (*sample)(const SampleArgs&, const SampleScratch&, int64_t* token);
 };
 
 extern const Kernels plain_kernels;

@@ -139,4 +139,72 @@ inline F32x16 load_fixed(const int64_t* sum) {
   return load(lanes);
 }
 
+struct I64x16 {
+  __m256i quarter[4];
+};
+struct Mask16 {
+  __m256 low, high;
+};
+inline Mask16 at_least(F32x16 a, F32x16 b) {
+  return {_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ)};
+}
+inline Mask16 unordered(F32x16 a, F32x16 b) {
+  return {_mm256_cmp_ps(a.low, b.low, _CMP_UNORD_Q), _mm256_cmp_ps(a.high, b.high, _CMP_UNORD_Q)};
+}
+inline uint32_t bits(Mask16 mask) {
+  return uint32_t(_mm256_movemask_ps(mask.low)) | uint32_t(_mm256_movemask_ps(mask.high)) << 8;
+}
+// 2^52 + n has n in its lowest bits.
+inline __m256i truncate(__m128 x) {
+  const __m256d whole = _mm256_round_pd(_mm256_cvtps_pd(x), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+  const __m256i anchor = _mm256_castpd_si256(_mm256_set1_pd(0x1p52));
+  return _mm256_xor_si256(_mm256_castpd_si256(_mm256_add_pd(whole, _mm256_set1_pd(0x1p52))), anchor);
+}
+inline I64x16 truncate(F32x16 x) {
+  return {{truncate(_mm256_castps256_ps128(x.low)), truncate(_mm256_extractf128_ps(x.low, 1)),
+           truncate(_mm256_castps256_ps128(x.high)), truncate(_mm256_extractf128_ps(x.high, 1))}};
+}
+inline I64x16 no_sum() {
+  const __m256i zero = _mm256_setzero_si256();
+  return {{zero, zero, zero, zero}};
+}
+inline I64x16 add(I64x16 a, I64x16 b) {
+  for (int i = 0; i < 4; ++i) a.quarter[i] = _mm256_add_epi64(a.quarter[i], b.quarter[i]);
+  return a;
+}
+inline __m256i widen(__m128 mask) { return _mm256_cvtepi32_epi64(_mm_castps_si128(mask)); }
+inline I64x16 add_where(I64x16 sum, Mask16 mask, I64x16 x) {
+  const __m256i wide[4] = {widen(_mm256_castps256_ps128(mask.low)), widen(_mm256_extractf128_ps(mask.low, 1)),
+                           widen(_mm256_castps256_ps128(mask.high)), widen(_mm256_extractf128_ps(mask.high, 1))};
+  for (int i = 0; i < 4; ++i) x.quarter[i] = _mm256_and_si256(x.quarter[i], wide[i]);
+  return add(sum, x);
+}
+inline int64_t add_lanes(I64x16 x) {
+  int64_t lanes[4], sum = 0;
+  for (const __m256i& quarter : x.quarter) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), quarter);
+    sum += lanes[0] + lanes[1] + lanes[2] + lanes[3];
+  }
+  return sum;
+}
+inline I32x16 load_int(const int32_t* p) {
+  const __m256i* v = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+inline I32x16 count_from(int32_t first) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm256_add_epi32(_mm256_set1_epi32(first), lanes), _mm256_add_epi32(_mm256_set1_epi32(first + 8), lanes)};
+}
+inline void store_chosen(float* p, F32x16 x, uint32_t mask) {
+  float lanes[16];
+  store(lanes, x);
+  for (; mask; mask &= mask - 1) *p++ = lanes[__builtin_ctz(mask)];
+}
+inline void store_chosen(int32_t* p, I32x16 x, uint32_t mask) {
+  int32_t lanes[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), x.low);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes + 8), x.high);
+  for (; mask; mask &= mask - 1) *p++ = lanes[__builtin_ctz(mask)];
+}
+
 }  // namespace

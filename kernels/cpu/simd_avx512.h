@@ -97,4 +97,33 @@ inline F32x16 load_fixed(const int64_t* sum) {
   return _mm512_mul_ps(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1), _mm512_set1_ps(0x1p-32f));
 }
 
+struct I64x16 {
+  __m512i low, high;
+};
+using Mask16 = __mmask16;
+inline Mask16 at_least(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline Mask16 unordered(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+inline uint32_t bits(Mask16 mask) { return mask; }
+inline I64x16 truncate(F32x16 x) {
+  return {_mm512_cvttps_epi64(_mm512_castps512_ps256(x)), _mm512_cvttps_epi64(_mm512_extractf32x8_ps(x, 1))};
+}
+inline I64x16 no_sum() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+inline I64x16 add(I64x16 a, I64x16 b) { return {_mm512_add_epi64(a.low, b.low), _mm512_add_epi64(a.high, b.high)}; }
+inline I64x16 add_where(I64x16 sum, Mask16 mask, I64x16 x) {
+  return {_mm512_mask_add_epi64(sum.low, __mmask8(mask), sum.low, x.low),
+          _mm512_mask_add_epi64(sum.high, __mmask8(mask >> 8), sum.high, x.high)};
+}
+inline int64_t add_lanes(I64x16 x) { return _mm512_reduce_add_epi64(_mm512_add_epi64(x.low, x.high)); }
+inline I32x16 load_int(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline I32x16 count_from(int32_t first) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return {_mm512_add_epi32(_mm512_set1_epi32(first), lanes)};
+}
+inline void store_chosen(float* p, F32x16 x, uint32_t mask) {
+  _mm512_storeu_ps(p, _mm512_maskz_compress_ps(__mmask16(mask), x));
+}
+inline void store_chosen(int32_t* p, I32x16 x, uint32_t mask) {
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(__mmask16(mask), x.v));
+}
+
 }  // namespace

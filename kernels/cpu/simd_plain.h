@@ -174,6 +174,62 @@ inline F32x16 load_fixed(const int64_t* sum) {
   EACH_LANE r.lane[i] = float(sum[i]) * 0x1p-32f;
   return r;
 }
+// 64-bit integers, and what choosing among lanes needs. Bit i of a mask is lane i.
+struct I64x16 {
+  int64_t lane[16];
+};
+struct Mask16 {
+  bool lane[16];
+};
+inline Mask16 at_least(F32x16 a, F32x16 b) {
+  Mask16 r;
+  EACH_LANE r.lane[i] = a.lane[i] >= b.lane[i];
+  return r;
+}
+// Where one of the two is not a number.
+inline Mask16 unordered(F32x16 a, F32x16 b) {
+  Mask16 r;
+  EACH_LANE r.lane[i] = a.lane[i] != a.lane[i] || b.lane[i] != b.lane[i];
+  return r;
+}
+inline uint32_t bits(Mask16 mask) {
+  uint32_t r = 0;
+  EACH_LANE r |= uint32_t(mask.lane[i]) << i;
+  return r;
+}
+// x without its fraction, 0 <= x < 2^52.
+inline I64x16 truncate(F32x16 x) {
+  I64x16 r;
+  EACH_LANE r.lane[i] = int64_t(x.lane[i]);
+  return r;
+}
+inline I64x16 no_sum() { return I64x16{}; }
+inline I64x16 add_where(I64x16 sum, Mask16 mask, I64x16 x) {
+  EACH_LANE sum.lane[i] += mask.lane[i] ? x.lane[i] : 0;
+  return sum;
+}
+inline I64x16 add(I64x16 a, I64x16 b) {
+  EACH_LANE a.lane[i] += b.lane[i];
+  return a;
+}
+inline int64_t add_lanes(I64x16 x) {
+  int64_t sum = 0;
+  EACH_LANE sum += x.lane[i];
+  return sum;
+}
+inline I32x16 load_int(const int32_t* p) {
+  I32x16 r;
+  std::memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
+inline I32x16 count_from(int32_t first) {
+  I32x16 r;
+  EACH_LANE r.lane[i] = first + i;
+  return r;
+}
+// The lanes of the mask, side by side. May write 16 lanes.
+inline void store_chosen(float* p, F32x16 x, uint32_t mask) { EACH_LANE if (mask >> i & 1)* p++ = x.lane[i]; }
+inline void store_chosen(int32_t* p, I32x16 x, uint32_t mask) { EACH_LANE if (mask >> i & 1)* p++ = x.lane[i]; }
 #undef EACH_LANE
 
 }  // namespace

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.serve.command_line import Outcome, tinycluster
-from tinycluster.kernels import reference
+from tinycluster.kernels import reference, sampling_reference
 from tinycluster.kernels._cpu import Cpu, supported_isas
 from tinycluster.kernels.program import I32
 from tinycluster.serve.bench.kernels.cases import sample
@@ -49,7 +49,7 @@ def test_every_op_is_compared_with_its_definition_and_timed(config: Path) -> Non
     results = result["results"]
     assert {figures["op"] for figures in results} == {
         *("linear", "linear_fixed", "attention", "rms_norm", "swiglu", "rope", "add_fixed"),
-        *("argmax", "softmax", "all_reduce"),
+        *("sample", "all_reduce"),
     }
     assert all(figures["is_correct"] and figures["min_us"] > 0 for figures in results)
     assert result["num_wrong"] == 0
@@ -72,7 +72,6 @@ def test_every_op_is_compared_with_its_definition_and_timed(config: Path) -> Non
         ("swiglu", "swiglu"),
         ("rope", "rope"),
         ("add_fixed", "add_fixed"),
-        ("softmax", "softmax"),
     ],
 )
 def test_an_op_that_differs_from_its_definition_in_one_bit_is_reported_and_not_timed(
@@ -86,6 +85,14 @@ def test_an_op_that_differs_from_its_definition_in_one_bit_is_reported_and_not_t
     timed = [line for line in outcome.stdout.splitlines() if line.startswith(f"│ {op} ")]
     assert timed
     assert all("WRONG" in line and line.count("│") == 11 for line in timed)
+
+
+def test_a_token_that_is_not_the_defined_one_is_reported(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sampling_reference.sample
+    monkeypatch.setattr(sampling_reference, "sample", lambda *arguments: right(*arguments) + 1)
+    outcome = bench_kernels(config, "--op", "sample")
+    assert outcome.exit_code == 1
+    assert "WRONG RESULT: sample" in outcome.stdout
 
 
 def one_bit_away(values: Any) -> Any:

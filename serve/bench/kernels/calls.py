@@ -8,45 +8,55 @@ from functools import partial
 
 import numpy as np
 
-from tinycluster.kernels import ops, reference
+from tinycluster.engine.request import Row, SamplingParams
+from tinycluster.engine.sampler import Sampler
+from tinycluster.kernels import sampling_reference
+from tinycluster.kernels._cpu import Cpu
 from tinycluster.kernels.program import F32, I64
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.native import NativeCommunicator
 from tinycluster.serve.bench.client import Clock
-from tinycluster.serve.bench.kernels.cases import Case, Model
-from tinycluster.serve.bench.kernels.trial import TIMEOUT_S, same_bits
+from tinycluster.serve.bench.kernels.cases import CHECKED_TOKENS, Case, Model
+from tinycluster.serve.bench.kernels.trial import TIMEOUT_S, Engine
 
 NUM_RANKS = 2
+CHOICES = {
+    "greedy": SamplingParams(temperature=0),
+    "temperature": SamplingParams(temperature=0.8),
+    "top_k": SamplingParams(temperature=0.8, top_k=50),
+    "top_p": SamplingParams(temperature=0.8, top_p=0.95),
+    "min_p": SamplingParams(temperature=0.8, min_p=0.05),
+    "all": SamplingParams(temperature=0.8, top_k=50, top_p=0.95, min_p=0.05),
+}
 # As many sums as make a run long enough for the clock.
 NUM_SUMS = 200
 
 
-def sampling_cases(model: Model, rows: Sequence[int]) -> Iterator[Case]:
-    """One thread each: these run on the rank that samples."""
-    vocab_size = model.config.vocab_size
+def sampling_cases(model: Model, engine: Engine, rows: Sequence[int]) -> Iterator[Case]:
+    """Each way of choosing, over logits so flat that thousands of tokens are likely."""
+    sampler = Sampler(Cpu(engine.num_threads, engine.isa))
     for num_rows in rows:
-        logits_OV = np.random.default_rng(num_rows).standard_normal((num_rows, vocab_size), np.float32)
-        yield _call("argmax", logits_OV, ops.argmax, lambda x: np.argmax(x, axis=1).astype(np.int32), 4)
-        yield _call("softmax", logits_OV, ops.softmax_f32, reference.softmax, 8)
+        logits_OV = 3 * np.random.default_rng(num_rows).standard_normal((num_rows, model.config.vocab_size), np.float32)
+        for choice, params in CHOICES.items():
+            asked = [Row(index, (0,), 0, (0,), True, params, seed=index) for index in range(num_rows)]
+            yield Case(
+                op="sample",
+                shape=f"{logits_OV.shape[1]}, {choice}",
+                tokens=num_rows,
+                num_bytes=logits_OV.nbytes,
+                macs=0,
+                is_correct=partial(_tokens_are_right, sampler, logits_OV, asked),
+                stopwatch=partial(partial, _seconds, partial(sampler.sample, logits_OV, asked)),
+            )
 
 
-def _call(
-    name: str,
-    logits_OV: F32,
-    native: Callable[[F32], np.ndarray],
-    definition: Callable[[F32], np.ndarray],
-    bytes_per_value: int,
-) -> Case:
-    return Case(
-        op=name,
-        shape=str(logits_OV.shape[1]),
-        tokens=len(logits_OV),
-        num_bytes=bytes_per_value * logits_OV.size,
-        macs=0,
-        is_correct=lambda: same_bits(native(logits_OV), definition(logits_OV)),
-        stopwatch=lambda clock: partial(_seconds, lambda: native(logits_OV), clock),
-        num_threads=1,
-    )
+def _tokens_are_right(sampler: Sampler, logits_OV: F32, rows: Sequence[Row]) -> bool:
+    """On the first rows: the definition sorts."""
+    wanted = [
+        sampling_reference.sample(logits_V, p.temperature, p.top_k, p.top_p, p.min_p, row.seed, len(row.tokens))
+        for logits_V, row, p in zip(logits_OV[:CHECKED_TOKENS], rows, [row.sampling for row in rows], strict=False)
+    ]
+    return list(sampler.sample(logits_OV, rows)[:CHECKED_TOKENS]) == wanted
 
 
 def _seconds(call: Callable[[], object], clock: Clock) -> float:

@@ -34,8 +34,7 @@ from tinycluster.serve.bench.report import table_of
 
 PRODUCTS = ("linear", "linear_fixed")
 ROW_OPS = ("rms_norm", "swiglu", "rope", "add_fixed")
-CHOICES = ("argmax", "softmax")
-OPS = (*PRODUCTS, "attention", *ROW_OPS, *CHOICES, "all_reduce")
+OPS = (*PRODUCTS, "attention", *ROW_OPS, "sample", "all_reduce")
 TOKENS = (1, 4, 16, 64, 512)
 SAMPLED_ROWS = (1, 32)
 GROUPED_FORMATS = ("q8", "q4")
@@ -109,7 +108,7 @@ def _cases(
         (PRODUCTS, lambda: linear_cases(model, engine, formats, options.tokens, rotate_bytes)),
         (("attention",), lambda: attention_cases(model, engine, attention_loads(max_len), rotate_bytes)),
         (ROW_OPS, lambda: row_cases(model, engine, options.tokens, rope_table(model.config, max(options.tokens)))),
-        (CHOICES, lambda: sampling_cases(model, SAMPLED_ROWS)),
+        (("sample",), lambda: sampling_cases(model, engine, SAMPLED_ROWS)),
         (("all_reduce",), lambda: all_reduce_cases(model, options.tokens)),
     ]
     for ops, cases in sources:
