@@ -1,4 +1,4 @@
-"""Sending to a client that may not read. A timer for every token of every client, as of asyncio.timeout, costs a lot."""
+"""Sending to a client that may not read. A timer per token of every client, as of asyncio.timeout, would cost a lot."""
 
 from __future__ import annotations
 
