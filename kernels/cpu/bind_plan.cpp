@@ -154,7 +154,8 @@ class BoundPlan {
             "the step's arrays disagree");
     for (int64_t o = 0; o < O; ++o)
       require(output_rows.data()[o] >= 0 && output_rows.data()[o] < T, "an output row is not a row of the step");
-    for (int64_t t = 0; has_rope_ && t < T; ++t) require(positions.data()[t] < positions_, "a position is outside the rope table");
+    for (int64_t t = 0; has_rope_ && t < T; ++t)
+      require(positions.data()[t] < positions_, "a position is outside the rope table");
     const KVStep kv = {positions.data(),         row_start.data(),        tables.data(), T,
                        int64_t(tables.shape(0)), int64_t(tables.shape(1))};
     if (!caches_.empty())
