@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tinycluster.cluster.blueprint import Blueprint
+from tinycluster.cluster.cores import RankThreads, node_cores
 from tinycluster.cluster.handshake import Credentials, connect
-from tinycluster.cluster.local import num_cores
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.rank_model import LoadReport, RankModel, load_model, make_runner
 from tinycluster.cluster.rendezvous import Introduction, Listeners, Meeting, RankPlan, meet
@@ -49,7 +49,7 @@ class RankActor:
             node_id=self._node_id,
             host=self._host,
             pid=os.getpid(),
-            num_cores=num_cores(),
+            cores=node_cores(),
             versions=versions(),
             tensor=self._listeners.tensor.address,
             previous=self._listeners.previous.address,
@@ -57,7 +57,7 @@ class RankActor:
         )
 
     def run(
-        self, plan: RankPlan, meeting: Meeting, driver: Address, credentials: Credentials, num_threads: int
+        self, plan: RankPlan, meeting: Meeting, driver: Address, credentials: Credentials, threads: RankThreads
     ) -> None:
         """Blocks until the driver stops the rank. A driver that ends without a word ends this process."""
         connection = connect(driver, credentials, self._rank, timeout_s=_CONNECT_TIMEOUT_S)
@@ -65,7 +65,8 @@ class RankActor:
 
         def load(neighbours: Neighbours) -> Runner:
             self._report.report_to(channel)
-            runner = make_runner(self._model.result(), self._blueprint, neighbours, num_threads)
+            threads.pin()
+            runner = make_runner(self._model.result(), self._blueprint, neighbours, threads.num_threads)
             # What is there now stays as long as the rank: no step should wait for a search through it.
             gc.collect()
             gc.freeze()

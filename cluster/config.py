@@ -104,6 +104,8 @@ class ModelSettings(_Section):
     limits: LimitsSettings = LimitsSettings()
     threads: int | Literal["auto"] = "auto"
     """Threads of each rank; auto shares the cores of a node among its ranks."""
+    pin: bool = True
+    """Bind each rank to cores of its own, where its node has enough; off for machines that others use too."""
 
     @property
     def activation_bits(self) -> int:

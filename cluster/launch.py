@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tinycluster.cluster.blueprint import Blueprint, draw, scheduler_limits
 from tinycluster.cluster.config import ModelSettings, Settings
+from tinycluster.cluster.cores import DealThreads, deal
 from tinycluster.cluster.driver import Engine, ModelCard, OnFailure
 from tinycluster.cluster.loading import NewProgress as NewProgress
 from tinycluster.cluster.loading import await_ready
@@ -65,6 +67,13 @@ def start_engine(
     return Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
 
 
+def _deal_threads(model: ModelSettings, settings: Settings) -> DealThreads:
+    # Ranks of another model or replica may be on the same nodes, and would be bound to the same cores.
+    is_alone = len(settings.models) * settings.server.replicas == 1
+    threads = None if model.threads == "auto" else model.threads
+    return partial(deal, threads=threads, pin=model.pin and is_alone)
+
+
 def _start_ranks(
     blueprint: Blueprint,
     checkpoint: Checkpoint,
@@ -73,9 +82,9 @@ def _start_ranks(
     inbox: Inbox,
     placed: PlacedRanks | None,
 ) -> Ranks:
-    threads = None if model.threads == "auto" else model.threads
+    deal_threads = _deal_threads(model, settings)
     if settings.cluster.address == "local":
-        return LocalRanks(blueprint, checkpoint, threads, inbox.put)
+        return LocalRanks(blueprint, checkpoint, deal_threads, inbox.put)
     # Local mode must not import Ray.
     from tinycluster.cluster.ray import place_ranks, start_ray_ranks
     from tinycluster.cluster.ray_cluster import join_or_start
@@ -83,4 +92,4 @@ def _start_ranks(
     if placed is None:
         join_or_start(settings)
         placed = place_ranks(blueprint, model, settings)
-    return start_ray_ranks(placed, threads, inbox.put)
+    return start_ray_ranks(placed, deal_threads, inbox.put)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from functools import partial
 
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import LocalChannel
+from tinycluster.cluster.cores import DealThreads, RankThreads, node_cores
 from tinycluster.cluster.messages import Message, Stop
 from tinycluster.cluster.rank_model import LoadReport, load_model, make_runner
 from tinycluster.cluster.ranks import Deliver, RankEvent
@@ -20,27 +20,24 @@ from tinycluster.parallel.pipeline import PeerLink
 _STOP_TIMEOUT_S = 5.0
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class LocalRanks:
     """The ranks of one model as threads; their messages are passed on without being encoded."""
 
     heartbeats = False
 
-    def __init__(self, blueprint: Blueprint, checkpoint: Checkpoint, threads: int | None, deliver: Deliver) -> None:
-        """`threads` per rank; None shares the cores of this machine among the ranks."""
+    def __init__(
+        self, blueprint: Blueprint, checkpoint: Checkpoint, deal_threads: DealThreads, deliver: Deliver
+    ) -> None:
         mesh = blueprint.mesh
         self.size = mesh.size
         neighbours = connect_threads(blueprint)
-        num_threads = threads or max(1, num_cores() // mesh.size)
+        cores = node_cores()
         self._abort = neighbours[0].abort
         self._channels = [LocalChannel(partial(_deliver, deliver, rank)) for rank in range(mesh.size)]
         self._threads = []
         for rank, (channel, around) in enumerate(zip(self._channels, neighbours, strict=True)):
-            load = partial(_load, blueprint, rank, checkpoint, channel, num_threads)
+            threads = deal_threads(cores, mesh.size, rank)
+            load = partial(_load, blueprint, rank, checkpoint, channel, threads)
             arguments = (lambda around=around: around, load)
             thread = threading.Thread(
                 target=Worker(rank, channel).run, args=arguments, name=f"rank-{rank}", daemon=True
@@ -64,11 +61,17 @@ class LocalRanks:
 
 
 def _load(
-    blueprint: Blueprint, rank: int, checkpoint: Checkpoint, channel: LocalChannel, num_threads: int, around: Neighbours
+    blueprint: Blueprint,
+    rank: int,
+    checkpoint: Checkpoint,
+    channel: LocalChannel,
+    threads: RankThreads,
+    around: Neighbours,
 ) -> Runner:
+    threads.pin()
     report = LoadReport()
     report.report_to(channel)
-    return make_runner(load_model(blueprint, rank, checkpoint, report), blueprint, around, num_threads)
+    return make_runner(load_model(blueprint, rank, checkpoint, report), blueprint, around, threads.num_threads)
 
 
 def _deliver(deliver: Deliver, rank: int, message: Message) -> None:

@@ -12,6 +12,7 @@ from tinycluster.cluster.actor import RankActor, versions
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import ChannelClosedError, TcpChannel
 from tinycluster.cluster.config import ModelSettings, Settings
+from tinycluster.cluster.cores import DealThreads
 from tinycluster.cluster.handshake import Credentials, Listener
 from tinycluster.cluster.messages import EncodedPlan, Message, Stop, encode
 from tinycluster.cluster.plan_codec import PlanEncoder
@@ -65,11 +66,11 @@ def place_ranks(blueprint: Blueprint, model: ModelSettings, settings: Settings) 
     return PlacedRanks(blueprint, reservation, node_id, tuple(actors))
 
 
-def start_ray_ranks(placed: PlacedRanks, threads: int | None, deliver: Deliver) -> RayRanks:
+def start_ray_ranks(placed: PlacedRanks, deal_threads: DealThreads, deliver: Deliver) -> RayRanks:
     """Connect the ranks to each other and to this process. PlacementError, UnavailableError."""
     ranks = RayRanks(placed, deliver)
     try:
-        ranks.start(threads)
+        ranks.start(deal_threads)
     except BaseException:
         ranks.close()
         raise
@@ -97,7 +98,7 @@ class RayRanks:
         self._plans = PlanEncoder()
         self._runs: list[Any] = []
 
-    def start(self, threads: int | None) -> None:
+    def start(self, deal_threads: DealThreads) -> None:
         """Hear the actors' introductions, arrange the groups, and wait until `run` has connected."""
         self._introductions = self._introduce()
         here = self._placed.driver_node_id
@@ -105,7 +106,7 @@ class RayRanks:
         credentials = Credentials(self._meeting.secret, self._meeting.epoch, versions(), self._blueprint.digest)
         listener = Listener(ray.util.get_node_ip_address(), credentials, self.size, self._serve_channel)
         try:
-            self._run(threads, listener, credentials)
+            self._run(deal_threads, listener, credentials)
             self._await_channels()
         finally:
             listener.close()
@@ -160,11 +161,11 @@ class RayRanks:
                 )
         return introductions
 
-    def _run(self, threads: int | None, listener: Listener, credentials: Credentials) -> None:
+    def _run(self, deal_threads: DealThreads, listener: Listener, credentials: Credentials) -> None:
         plans = arrange(self._introductions, self._blueprint.mesh, self._meeting.name)
         for actor, plan, introduction in zip(self._placed.actors, plans, self._introductions, strict=True):
-            num_threads = threads or max(1, introduction.num_cores // plan.num_ranks_on_node)
-            self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, num_threads))
+            threads = deal_threads(introduction.cores, plan.num_ranks_on_node, plan.place_on_node)
+            self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, threads))
         threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
 
     def _await_channels(self) -> None:

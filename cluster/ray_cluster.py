@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinycluster.cluster.config import ModelSettings, Settings
-from tinycluster.cluster.local import num_cores
+from tinycluster.cluster.cores import num_cores
 from tinycluster.cluster.placement import Placement, first_bundle, missing, num_cpus_needed, place, replica_bundles
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.engine.errors import ConfigError, PlacementError

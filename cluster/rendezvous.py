@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from tinycluster.cluster.cores import NodeCores
 from tinycluster.cluster.worker import Neighbours
 from tinycluster.parallel.communicator import Communicator
 from tinycluster.parallel.hierarchical import HierarchicalCommunicator
@@ -32,7 +33,7 @@ class Introduction:
     node_id: str
     host: str
     pid: int
-    num_cores: int
+    cores: NodeCores
     versions: str
     tensor: Address
     """Where its tensor group, the stage before it and the stage after it may connect to it."""
@@ -64,6 +65,8 @@ class RankPlan:
     previous: LinkPlan | None
     next: LinkPlan | None
     num_ranks_on_node: int
+    place_on_node: int
+    """How many ranks of smaller number the node has."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def arrange(introductions: Sequence[Introduction], mesh: Mesh, name: str) -> tup
                 _link_plan(introductions, mesh, rank - mesh.tensor, name) if stage > 0 else None,
                 _link_plan(introductions, mesh, rank, name) if stage < mesh.pipeline - 1 else None,
                 node_of.count(node_of[rank]),
+                node_of[:rank].count(node_of[rank]),
             )
         )
     return tuple(plans)

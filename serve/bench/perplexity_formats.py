@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Group
 
 from tinycluster.cluster.config import Settings
-from tinycluster.cluster.local import num_cores
+from tinycluster.cluster.cores import num_cores
 from tinycluster.engine.checkpoint import Checkpoint
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.chosen_model import chosen_model, opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tinycluster.cluster.config import Settings
+from tinycluster.cluster.cores import NodeCores
 from tinycluster.cluster.placement import first_bundle, missing, num_cpus_needed, place, replica_bundles
 from tinycluster.cluster.rendezvous import Introduction, LinkPlan, arrange
 from tinycluster.parallel.mesh import Mesh
@@ -19,7 +20,13 @@ def introduced(nodes: str) -> list[Introduction]:
     """One rank per letter, on the node of that name; every listening socket has an address of its own."""
     return [
         Introduction(
-            rank, node, f"10.0.0.{node}", 1, 2, "v", *[(f"10.0.0.{node}", 100 * rank + use) for use in range(3)]
+            rank,
+            node,
+            f"10.0.0.{node}",
+            1,
+            NodeCores((0, 1)),
+            "v",
+            *[(f"10.0.0.{node}", 100 * rank + use) for use in range(3)],
         )
         for rank, node in enumerate(nodes)
     ]
@@ -64,6 +71,7 @@ def test_ranks_of_one_node_share_memory() -> None:
     assert [plan.tensor.nodes for plan in plans] == [((0, 1),)] * 4
     assert [plan.tensor.name for plan in plans] == ["x-stage0", "x-stage0", "x-stage1", "x-stage1"]
     assert [plan.num_ranks_on_node for plan in plans] == [4] * 4
+    assert [plan.place_on_node for plan in plans] == [0, 1, 2, 3]
     assert [(plan.previous, plan.next) for plan in plans] == [
         (None, LinkPlan("x-link0", ())),
         (None, LinkPlan("x-link1", ())),
@@ -83,6 +91,7 @@ def test_tensor_ranks_on_several_nodes_have_a_leader_each() -> None:
     ranks = introduced("ABAB")
     plans = arrange(ranks, Mesh(tensor=4), "x")
     assert {plan.tensor.nodes for plan in plans} == {((0, 2), (1, 3))}
+    assert [plan.place_on_node for plan in plans] == [0, 0, 1, 1]
     assert {plan.tensor.leaders for plan in plans} == {(ranks[0].tensor, ranks[1].tensor)}
 
 

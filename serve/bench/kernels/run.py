@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tinycluster.cluster.blueprint import DEFAULT_MAX_MODEL_LEN
 from tinycluster.cluster.config import ModelSettings, Settings
-from tinycluster.cluster.local import num_cores
+from tinycluster.cluster.cores import num_cores
 from tinycluster.engine.errors import ConfigError
 from tinycluster.engine.models.registry import build
 from tinycluster.engine.models.stage import Stage
