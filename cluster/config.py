@@ -103,9 +103,9 @@ class ModelSettings(_Section):
     kv_cache: KVCacheSettings = KVCacheSettings()
     limits: LimitsSettings = LimitsSettings()
     threads: int | Literal["auto"] = "auto"
-    """Threads of each rank; auto shares the cores of a node among its ranks."""
+    """Threads of each rank; auto shares the cores of a machine among its ranks."""
     pin: bool = True
-    """Bind each rank to cores of its own, where its node has enough; off for machines that others use too."""
+    """Bind each rank to cores of its own, where the ranks fill their machine; off for machines that others use too."""
 
     @property
     def activation_bits(self) -> int:

@@ -1,19 +1,25 @@
-"""Which cores a node has for its ranks, and how they are dealt: every rank its own, unless there are too few."""
+"""Which cores a machine has for its ranks, and how they are dealt: every rank its own, unless there are too few."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
 class NodeCores:
-    """`ids` are those that this process may run on; a quota of the container may allow less time than that."""
+    """`ids` are those that a process may run on; a quota of its container may allow less time than that.
 
+    Ranks with equal ones share them: two nodes of Ray may be one machine.
+    """
+
+    machine: str
     ids: tuple[int, ...]
     quota: float | None = None
     """Cores' worth of time, where the container has a limit."""
@@ -45,27 +51,39 @@ class RankThreads:
                 return
 
 
-def deal(node: NodeCores, num_ranks: int, place: int, *, threads: int | None, pin: bool) -> RankThreads:
-    """The threads of rank number `place` of the `num_ranks` on a node; `threads` None shares the cores equally.
+def deal(cores: Sequence[NodeCores], *, threads: int | None, pin: bool) -> tuple[RankThreads, ...]:
+    """The threads of every rank, given where each runs; `threads` None shares a machine's cores equally."""
+    dealt = []
+    for rank, own in enumerate(cores):
+        place, num_ranks = cores[:rank].count(own), cores.count(own)
+        dealt.append(_deal_one(own, num_ranks, place, threads=threads, pin=pin))
+    return tuple(dealt)
 
-    Ranks are bound to cores only where each thread has one of its own: a rank that waits for a core that another holds
-    keeps all its peers waiting.
+
+def _deal_one(cores: NodeCores, num_ranks: int, place: int, *, threads: int | None, pin: bool) -> RankThreads:
+    """A rank is bound only where the ranks fill the machine and each thread has a core of its own.
+
+    A rank that waits for a core that another holds keeps its peers waiting; and where cores are left over, somebody
+    else may have been meant to use them, and nobody knows which.
     """
-    num_threads = threads or max(1, node.num_usable // num_ranks)
-    if not (pin and node.are_own and num_threads * num_ranks <= len(node.ids)):
+    share = cores.num_usable // num_ranks
+    num_threads = threads or max(1, share)
+    if not (pin and cores.are_own and num_threads == share):
         return RankThreads(num_threads)
-    return RankThreads(num_threads, node.ids[place * num_threads : (place + 1) * num_threads])
+    return RankThreads(num_threads, cores.ids[place * num_threads : (place + 1) * num_threads])
 
 
-DealThreads = Callable[[NodeCores, int, int], RankThreads]
-"""`deal` with the model's settings filled in: (node, ranks on it, place of the rank among them)."""
+DealThreads = Callable[[Sequence[NodeCores]], tuple[RankThreads, ...]]
+"""`deal` with the model's settings filled in."""
 
 
 def node_cores() -> NodeCores:
     """Of the node that this process runs on."""
     has_affinity = hasattr(os, "sched_getaffinity")
     ids = sorted(os.sched_getaffinity(0)) if has_affinity else range(os.cpu_count() or 1)
-    return NodeCores(tuple(ids), container_quota(_CGROUPS))
+    # A name would not do: containers have their own, and machines may share one.
+    machine = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else platform.node()
+    return NodeCores(machine, tuple(ids), container_quota(_CGROUPS))
 
 
 def num_cores() -> int:

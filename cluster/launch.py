@@ -68,7 +68,7 @@ def start_engine(
 
 
 def _deal_threads(model: ModelSettings, settings: Settings) -> DealThreads:
-    # Ranks of another model or replica may be on the same nodes, and would be bound to the same cores.
+    # Ranks of another model or replica may be on the same machines, and would be bound to the same cores.
     is_alone = len(settings.models) * settings.server.replicas == 1
     threads = None if model.threads == "auto" else model.threads
     return partial(deal, threads=threads, pin=model.pin and is_alone)

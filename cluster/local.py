@@ -31,13 +31,12 @@ class LocalRanks:
         mesh = blueprint.mesh
         self.size = mesh.size
         neighbours = connect_threads(blueprint)
-        cores = node_cores()
+        threads_of = deal_threads([node_cores()] * mesh.size)
         self._abort = neighbours[0].abort
         self._channels = [LocalChannel(partial(_deliver, deliver, rank)) for rank in range(mesh.size)]
         self._threads = []
         for rank, (channel, around) in enumerate(zip(self._channels, neighbours, strict=True)):
-            threads = deal_threads(cores, mesh.size, rank)
-            load = partial(_load, blueprint, rank, checkpoint, channel, threads)
+            load = partial(_load, blueprint, rank, checkpoint, channel, threads_of[rank])
             arguments = (lambda around=around: around, load)
             thread = threading.Thread(
                 target=Worker(rank, channel).run, args=arguments, name=f"rank-{rank}", daemon=True

@@ -163,8 +163,8 @@ class RayRanks:
 
     def _run(self, deal_threads: DealThreads, listener: Listener, credentials: Credentials) -> None:
         plans = arrange(self._introductions, self._blueprint.mesh, self._meeting.name)
-        for actor, plan, introduction in zip(self._placed.actors, plans, self._introductions, strict=True):
-            threads = deal_threads(introduction.cores, plan.num_ranks_on_node, plan.place_on_node)
+        threads_of = deal_threads([introduction.cores for introduction in self._introductions])
+        for actor, plan, threads in zip(self._placed.actors, plans, threads_of, strict=True):
             self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, threads))
         threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
 

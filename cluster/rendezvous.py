@@ -64,9 +64,7 @@ class RankPlan:
     tensor: TensorPlan
     previous: LinkPlan | None
     next: LinkPlan | None
-    num_ranks_on_node: int
-    place_on_node: int
-    """How many ranks of smaller number the node has."""
+    num_ranks_on_machine: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Meeting:
 
 def arrange(introductions: Sequence[Introduction], mesh: Mesh, name: str) -> tuple[RankPlan, ...]:
     """Every rank's part, in rank order; `introductions` are in rank order."""
-    node_of = [introduction.node_id for introduction in introductions]
+    cores_of = [introduction.cores for introduction in introductions]
     plans = []
     for rank in range(mesh.size):
         stage, tensor_rank = mesh.stage_of(rank), mesh.tensor_rank_of(rank)
@@ -96,8 +94,7 @@ def arrange(introductions: Sequence[Introduction], mesh: Mesh, name: str) -> tup
                 _tensor_plan(members, f"{name}-stage{stage}"),
                 _link_plan(introductions, mesh, rank - mesh.tensor, name) if stage > 0 else None,
                 _link_plan(introductions, mesh, rank, name) if stage < mesh.pipeline - 1 else None,
-                node_of.count(node_of[rank]),
-                node_of[:rank].count(node_of[rank]),
+                cores_of.count(cores_of[rank]),
             )
         )
     return tuple(plans)
@@ -139,7 +136,7 @@ def meet(plan: RankPlan, meeting: Meeting, listeners: Listeners) -> Neighbours:
     communicators: list[Communicator] = []
     try:
         tensor_group = _tensor_group(plan, meeting, listeners, communicators)
-        spin_us = spin_us_of(plan.num_ranks_on_node)
+        spin_us = spin_us_of(plan.num_ranks_on_machine)
         previous = _link(plan.previous, 1, meeting, listeners.previous, communicators, spin_us)
         next_link = _link(plan.next, 0, meeting, listeners.next, communicators, spin_us)
     except BaseException:
@@ -162,7 +159,7 @@ def _tensor_group(
     index = next(index for index, group in enumerate(tensor.nodes) if plan.tensor_rank in group)
     group = tensor.nodes[index]
     place = group.index(plan.tensor_rank)
-    spin_us = spin_us_of(plan.num_ranks_on_node)
+    spin_us = spin_us_of(plan.num_ranks_on_machine)
     if len(group) == 1:
         node_group: RegionCommunicator = LocalGroup(1).communicator(0)
     else:

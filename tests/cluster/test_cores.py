@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.engines import engine_for
 from tinycluster.cluster.cores import NodeCores, RankThreads, container_quota, deal, node_cores
 
-FIVE = NodeCores((2, 3, 4, 6, 7))
+FIVE = NodeCores("box", (2, 3, 4, 6, 7))
 
 
 @pytest.mark.parametrize(
@@ -20,28 +20,36 @@ FIVE = NodeCores((2, 3, 4, 6, 7))
     [
         (1, None, [(5, (2, 3, 4, 6, 7))]),
         (2, None, [(2, (2, 3)), (2, (4, 6))]),
+        (2, 2, [(2, (2, 3)), (2, (4, 6))]),
         (5, None, [(1, (2,)), (1, (3,)), (1, (4,)), (1, (6,)), (1, (7,))]),
-        (2, 1, [(1, (2,)), (1, (3,))]),
+        (2, 1, [(1, ()), (1, ())]),
         (2, 3, [(3, ()), (3, ())]),
         (6, None, [(1, ())] * 6),
     ],
 )
-def test_each_rank_has_cores_of_its_own_or_none_is_bound(
+def test_ranks_that_fill_a_machine_are_bound_to_cores_of_their_own(
     num_ranks: int, threads: int | None, expected: list[tuple[int, tuple[int, ...]]]
 ) -> None:
-    dealt = [deal(FIVE, num_ranks, place, threads=threads, pin=True) for place in range(num_ranks)]
-    assert dealt == [RankThreads(*pair) for pair in expected]
+    assert deal([FIVE] * num_ranks, threads=threads, pin=True) == tuple(RankThreads(*pair) for pair in expected)
 
 
 def test_binding_can_be_switched_off() -> None:
-    assert deal(FIVE, 2, 1, threads=None, pin=False) == RankThreads(2)
+    assert deal([FIVE] * 2, threads=None, pin=False) == (RankThreads(2), RankThreads(2))
+
+
+def test_machines_are_dealt_one_by_one_and_nodes_that_are_one_machine_share_it() -> None:
+    other = NodeCores("other box", FIVE.ids)
+    same = NodeCores("box", FIVE.ids)
+    dealt = deal([FIVE, other, same, other], threads=None, pin=True)
+    assert dealt == tuple(RankThreads(2, cores) for cores in ((2, 3), (2, 3), (4, 6), (4, 6)))
 
 
 def test_a_quota_limits_the_threads_and_leaves_them_unbound() -> None:
-    node = NodeCores(FIVE.ids, quota=2.5)
-    assert [deal(node, ranks, 0, threads=None, pin=True) for ranks in (1, 2)] == [RankThreads(2), RankThreads(1)]
-    assert deal(NodeCores(FIVE.ids, quota=0.5), 1, 0, threads=None, pin=True) == RankThreads(1)
-    assert NodeCores(FIVE.ids, quota=64.0).are_own
+    node = NodeCores("box", FIVE.ids, quota=2.5)
+    assert deal([node], threads=None, pin=True) == (RankThreads(2),)
+    assert deal([node] * 2, threads=None, pin=True) == (RankThreads(1),) * 2
+    assert deal([NodeCores("box", FIVE.ids, quota=0.5)], threads=None, pin=True) == (RankThreads(1),)
+    assert NodeCores("box", FIVE.ids, quota=64.0).are_own
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def introduced(nodes: str) -> list[Introduction]:
             node,
             f"10.0.0.{node}",
             1,
-            NodeCores((0, 1)),
+            NodeCores(node, (0, 1)),
             "v",
             *[(f"10.0.0.{node}", 100 * rank + use) for use in range(3)],
         )
@@ -70,8 +70,7 @@ def test_ranks_of_one_node_share_memory() -> None:
     plans = arrange(introduced("AAAA"), Mesh(tensor=2, pipeline=2), "x")
     assert [plan.tensor.nodes for plan in plans] == [((0, 1),)] * 4
     assert [plan.tensor.name for plan in plans] == ["x-stage0", "x-stage0", "x-stage1", "x-stage1"]
-    assert [plan.num_ranks_on_node for plan in plans] == [4] * 4
-    assert [plan.place_on_node for plan in plans] == [0, 1, 2, 3]
+    assert [plan.num_ranks_on_machine for plan in plans] == [4] * 4
     assert [(plan.previous, plan.next) for plan in plans] == [
         (None, LinkPlan("x-link0", ())),
         (None, LinkPlan("x-link1", ())),
@@ -91,7 +90,6 @@ def test_tensor_ranks_on_several_nodes_have_a_leader_each() -> None:
     ranks = introduced("ABAB")
     plans = arrange(ranks, Mesh(tensor=4), "x")
     assert {plan.tensor.nodes for plan in plans} == {((0, 2), (1, 3))}
-    assert [plan.place_on_node for plan in plans] == [0, 0, 1, 1]
     assert {plan.tensor.leaders for plan in plans} == {(ranks[0].tensor, ranks[1].tensor)}
 
 
