@@ -12,57 +12,23 @@ from numpy.typing import NDArray
 
 from tinycluster.kernels import program as p
 from tinycluster.kernels import reference
-from tinycluster.kernels._cpu import Cpu, KVCache
+from tinycluster.kernels._cpu import Cpu
 from tinycluster.kernels.formats import HostTensor
 from tinycluster.kernels.native_plan import NativePlan, Parts
 from tinycluster.kernels.packing import PackedWeight, prepare
+from tinycluster.kernels.paged_cache import PagedCache
 from tinycluster.kernels.passes import PASSES, MatrixShape, Pass, optimize
 from tinycluster.kernels.program import (
     F32,
     Batch,
     CollectiveError,
     Collectives,
-    KVShape,
     NumericalError,
     Op,
     Program,
 )
 
 Buffers = dict[str, NDArray[Any]]
-LANES = 16
-
-
-class PagedCache:
-    """One rank's keys and values in blocks of `block_tokens` positions.
-
-    Per layer, keys and values are bytes (num_blocks, heads, tiles, tile_bytes). A tile holds 16 positions of one head:
-    keys as (head_dim, 16), for SIMD over positions; values as (16, head_dim rounded up to 16), for SIMD over columns.
-    """
-
-    def __init__(self, shape: KVShape, num_blocks: int, block_tokens: int) -> None:
-        if block_tokens % LANES or block_tokens & (block_tokens - 1):
-            raise ValueError(f"block_tokens must be a power of two of at least {LANES}, got {block_tokens}")
-        self.shape, self.num_blocks, self.block_tokens = shape, num_blocks, block_tokens
-        tiles = (num_blocks, shape.num_heads, block_tokens // LANES)
-        key_bytes, value_bytes = self._tile_bytes(shape.head_dim)
-        self.keys = [np.zeros((*tiles, key_bytes), np.uint8) for _ in range(shape.num_layers)]
-        self.values = [np.zeros((*tiles, value_bytes), np.uint8) for _ in range(shape.num_layers)]
-        self.layers = [
-            KVCache(keys, values, shape.head_dim, block_tokens)
-            for keys, values in zip(self.keys, self.values, strict=True)
-        ]
-        """What the native operations of each layer take."""
-
-    @staticmethod
-    def bytes_per_block(shape: KVShape, block_tokens: int) -> int:
-        """Memory of one block over all layers of the shape."""
-        tiles = shape.num_layers * shape.num_heads * block_tokens // LANES
-        return tiles * sum(PagedCache._tile_bytes(shape.head_dim))
-
-    @staticmethod
-    def _tile_bytes(head_dim: int) -> tuple[int, int]:
-        """Bytes of 16 positions' keys and values."""
-        return 4 * LANES * head_dim, 4 * LANES * (-(-head_dim // LANES) * LANES)
 
 
 def _method_name(op: Op) -> str:
@@ -220,8 +186,8 @@ class ReferenceExecutor:
     def _write_kv(self, op: p.WriteKV, b: Buffers, batch: Batch) -> None:
         for block, at, t in self._places(batch):
             shape = (self._cache.shape.num_heads, self._cache.shape.head_dim)
-            self._keys[op.layer, block, at] = b[op.k][t].reshape(shape)
-            self._values[op.layer, block, at] = b[op.v][t].reshape(shape)
+            self._keys[op.layer, block, at] = reference.round_kv(b[op.k][t].reshape(shape), self._cache.dtype)
+            self._values[op.layer, block, at] = reference.round_kv(b[op.v][t].reshape(shape), self._cache.dtype)
 
     def _places(self, batch: Batch) -> list[tuple[int, int, int]]:
         """(block, offset in it, row of T) for every token of the step."""

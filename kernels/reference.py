@@ -5,7 +5,8 @@ Floating-point addition depends on its order, so the order is part of the defini
   - `linear_fixed` runs one such chain per unit of k, turns each into a 64-bit fixed-point number with 32 fractional
     bits, and adds those as integers, which has no order: any dealing of units to ranks gives the same sum;
   - sums inside a row run in 16 lanes (element i in lane i mod 16) that a fixed tree adds up;
-  - attention goes over blocks of 64 positions in order, one query row at a time, with its own exp.
+  - attention goes over blocks of 64 positions in order, one query row at a time, with its own exp; every 256 positions
+    begin anew, and these segments are merged in order.
 The native kernels must return the same bits on every instruction set, for every batch and number of threads.
 
 Shape legend: T = tokens, N = output rows, K = columns, G = groups of 32, H = query heads, C = head_dim, P = positions.
@@ -13,15 +14,19 @@ Shape legend: T = tokens, N = output rows, K = columns, G = groups of 32, H = qu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tinycluster.kernels.formats import GROUP, DenseTensor, GroupedTensor, HostTensor, dequantize
+from tinycluster.kernels.formats import GROUP, DenseTensor, GroupedTensor, HostTensor, dequantize, f32_to_bf16
 from tinycluster.kernels.packing import pad_units, prepare
+from tinycluster.kernels.paged_cache import KVDtype
 from tinycluster.kernels.program import F32, I32, I64, NumericalError
 
 LANES = 16
 BLOCK = 64
+SEGMENT = 256
 LOWEST = np.float32(-3.402823466e38)
 SMALLEST_GROUP = np.float32(1e-30)  # below it 127 / max|x| could overflow, and the codes are 0
 
@@ -199,12 +204,56 @@ def swiglu(gate: F32, up: F32) -> F32:
     return gate / (np.float32(1) + exp(np.float32(0) - gate)) * up
 
 
+def round_kv(x_RC: F32, dtype: KVDtype) -> F32:
+    """What the cache gives back for rows of one head: x itself, its nearest bfloat16 (ties to even), or, in groups of
+    32 columns (the last may be short), an integer code of -127..127 times a float32 scale. A group with a number that
+    is not finite reads as NaN."""
+    if dtype == "f32":
+        return x_RC
+    if dtype == "bf16":
+        return dequantize(DenseTensor("bf16", f32_to_bf16(x_RC)))
+    padded = np.pad(x_RC, [(0, 0), (0, -x_RC.shape[1] % GROUP)]).reshape(x_RC.shape[0], -1, GROUP)
+    is_finite = np.isfinite(padded).all(axis=2, keepdims=True)
+    finite = np.where(is_finite, padded, np.float32(0))
+    most = np.abs(finite).max(axis=2, keepdims=True)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > SMALLEST_GROUP)
+    codes = np.rint(finite * inverse).astype(np.int32).astype(np.float32)
+    rounded: F32 = codes * np.where(is_finite, most / np.float32(127), np.float32(np.nan))
+    return rounded.reshape(x_RC.shape[0], -1)[:, : x_RC.shape[1]]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Some positions' share of an attention: the highest score, the sum of exp(score - most), that sum's values."""
+
+    most_H: F32
+    total_H: F32
+    out_HC: F32
+
+    def merged(self, later: Attended) -> Attended:
+        most = np.maximum(self.most_H, later.most_H)
+        mine, its = exp(self.most_H - most), exp(later.most_H - most)
+        total = fma(self.total_H, mine, later.total_H * its)
+        return Attended(most, total, fma(self.out_HC, mine[:, None], later.out_HC * its[:, None]))
+
+
 def attend(q_HC: F32, k_PC: F32, v_PC: F32, first: int, scale: float) -> F32:
-    """One token's query heads of one KV head over positions first .. P - 1, in blocks of 64 counted from position 0."""
+    """One token's query heads of one KV head over positions first .. P - 1, in segments of 256 counted from position 0
+    that are merged in order."""
+    P, whole = k_PC.shape[0], None
+    for start in range(first // SEGMENT * SEGMENT, P, SEGMENT):
+        part = _attend_segment(q_HC, k_PC, v_PC, max(first, start), min(P, start + SEGMENT), scale)
+        whole = part if whole is None else whole.merged(part)
+    assert whole is not None, "a token sees itself"
+    return whole.out_HC / whole.total_H[:, None]
+
+
+def _attend_segment(q_HC: F32, k_PC: F32, v_PC: F32, first: int, end: int, scale: float) -> Attended:
+    """An online softmax over positions first .. end - 1, in blocks of 64 counted from position 0."""
     H, C = q_HC.shape
     most, total, out = np.full(H, LOWEST), np.zeros(H, np.float32), np.zeros((H, C), np.float32)
-    for start in range(first // BLOCK * BLOCK, k_PC.shape[0], BLOCK):
-        j0, j1 = max(first, start), min(k_PC.shape[0], start + BLOCK)
+    for start in range(first // BLOCK * BLOCK, end, BLOCK):
+        j0, j1 = max(first, start), min(end, start + BLOCK)
         score = np.zeros((H, j1 - j0), np.float32)
         for c in range(C):
             score = fma(q_HC[:, c, None], k_PC[None, j0:j1, c], score)
@@ -217,7 +266,7 @@ def attend(q_HC: F32, k_PC: F32, v_PC: F32, first: int, scale: float) -> F32:
         out, most = out * shrink[:, None], now
         for j in range(j0, j1):
             out = fma(weights[:, j - start, None], v_PC[None, j], out)
-    return out / total[:, None]
+    return Attended(most, total, out)
 
 
 def softmax(x_OV: F32) -> F32:

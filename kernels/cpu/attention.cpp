@@ -1,8 +1,15 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace tinycluster {
+
+namespace {
+
+constexpr int64_t PIECES_PER_THREAD = 8;  // so that the threads finish together
+
+}
 
 const char* broken_rule(const KVStep& step, const KVCache& cache) {
   if (step.row_start[0] != 0 || step.row_start[step.R] != step.T) return "row_start must span T";
@@ -32,21 +39,57 @@ std::vector<HeadGroup> head_groups(const int32_t* kv_head_of_head, int64_t num_h
   return groups;
 }
 
-void AttentionTasks::deal(const KVStep& step) {
-  tasks_.clear();
+void AttentionTasks::list_units(const KVStep& step) {
+  units_.clear(), costs_.clear();
   for (int64_t r = 0; r < step.R; ++r)
     for (const HeadGroup& group : groups_) {
+      const int32_t* positions = step.positions + step.row_start[r];
       const int64_t items = (step.row_start[r + 1] - step.row_start[r]) * group.num_heads;
       // Whole tokens, so that the rows of a token stay together.
-      const int64_t most = std::max<int64_t>(1, ATTENTION_ROWS / group.num_heads) * group.num_heads;
-      for (int64_t item = 0; item < items;) {
-        const int64_t count = std::min({most, int64_t(ATTENTION_ROWS), items - item});
-        tasks_.push_back({r, group, item, count});
-        item += count;
+      const int64_t tokens = std::max<int64_t>(1, ATTENTION_ROWS / group.num_heads);
+      const int64_t most = std::min<int64_t>(ATTENTION_ROWS, tokens * group.num_heads);
+      for (int64_t item = 0; item < items; item += most) {
+        const int64_t count = std::min(most, items - item);
+        const int64_t first = first_visible(positions[item / group.num_heads], window_);
+        const int64_t last = positions[(item + count - 1) / group.num_heads];
+        const int64_t segment = first / SEGMENT;
+        units_.push_back({r, group, item, count, segment, last / SEGMENT + 1, nullptr, segment, nullptr, 1});
+        costs_.push_back((last + 1 - first) * count);
       }
     }
-  // The last tokens of a prompt see the most positions.
-  std::reverse(tasks_.begin(), tasks_.end());
+}
+
+void AttentionTasks::deal(const KVStep& step, int num_threads) {
+  list_units(step);
+  const int64_t piece =
+      std::accumulate(costs_.begin(), costs_.end(), int64_t(0)) / (PIECES_PER_THREAD * num_threads) + 1;
+  size_t num_floats = 0, num_split = 0;
+  const auto floats_of = [&](const AttentionTask& unit) {
+    return size_t((unit.end_segment - unit.first_segment) * unit.num_items * (padded_C_ + KV_TILE));
+  };
+  for (size_t i = 0; i < units_.size(); ++i) {
+    AttentionTask& unit = units_[i];
+    if (num_threads > 1)
+      unit.num_tasks = int32_t(std::min(unit.end_segment - unit.first_segment, (costs_[i] + piece - 1) / piece));
+    if (unit.num_tasks > 1) num_floats += floats_of(unit), ++num_split;
+  }
+  parts_.resize(num_floats), unfinished_.resize(num_split), tasks_.clear();
+  float* parts = parts_.data();
+  int32_t* unfinished = unfinished_.data();
+  // The last tokens of a prompt see the most positions, so they come first.
+  for (size_t i = units_.size(); i-- > 0;) {
+    AttentionTask task = units_[i];
+    const int64_t first = task.first_segment, segments = task.end_segment - first;
+    if (task.num_tasks > 1) {
+      task.parts = parts, task.unfinished = unfinished;
+      parts += floats_of(units_[i]), *unfinished++ = task.num_tasks;
+    }
+    for (int64_t n = 0; n < task.num_tasks; ++n) {
+      task.first_segment = first + segments * n / task.num_tasks;
+      task.end_segment = first + segments * (n + 1) / task.num_tasks;
+      tasks_.push_back(task);
+    }
+  }
 }
 
 }  // namespace tinycluster

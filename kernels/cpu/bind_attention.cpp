@@ -1,8 +1,10 @@
 // Python faces of attention and of the paged cache that it reads.
 #include "attention.h"
 
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <string>
 #include <vector>
 
 #include "cpu.h"
@@ -12,10 +14,17 @@ using namespace nanobind::literals;
 namespace tinycluster {
 namespace {
 
+KVFormat format_of(const std::string& dtype) {
+  const char* names[] = {"f32", "bf16", "q8"};
+  for (int i = 0; i < 3; ++i)
+    if (dtype == names[i]) return KVFormat(i);
+  throw nb::value_error("dtype must be f32, bf16 or q8");
+}
+
 void make_cache(KVCacheHandle* self, Array<uint8_t, 4> keys, Array<uint8_t, 4> values, int64_t head_dim,
-                int64_t block_tokens) {
+                int64_t block_tokens, const std::string& dtype) {
   const int64_t num_blocks = keys.shape(0), KV = keys.shape(1);
-  KVCache cache = {keys.data(), values.data(), num_blocks, KV, head_dim, block_tokens};
+  KVCache cache = {format_of(dtype), keys.data(), values.data(), num_blocks, KV, head_dim, block_tokens};
   require(block_tokens >= KV_TILE && (block_tokens & (block_tokens - 1)) == 0,
           "block_tokens must be a power of two of at least 16");
   require(head_dim >= 1 && head_dim <= 256, "head_dim must be from 1 to 256");
@@ -63,8 +72,8 @@ void attention(Cpu& cpu, Array<const float, 2> q, const KVCacheHandle& handle, A
     require(kv_head >= 0 && kv_head < handle.cache.KV, "kv_head_of_head names a head that does not exist");
   const KVStep step = step_of(handle.cache, q.shape(0), positions, row_start, block_tables);
   const AttentionArgs args = {&handle.cache, &step, q.data(), H, window > 0 ? window : NO_WINDOW, scale, out.data()};
-  AttentionTasks tasks(head_groups(kv_head_of_head.data(), H));
-  tasks.deal(step);
+  AttentionTasks tasks(head_groups(kv_head_of_head.data(), H), handle.cache.padded_C(), args.window);
+  tasks.deal(step, cpu.pool.num_threads());
   cpu.share(tasks.size(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) cpu.kernels->attention(args, tasks[i]);
   });
@@ -74,7 +83,7 @@ void attention(Cpu& cpu, Array<const float, 2> q, const KVCacheHandle& handle, A
 
 void bind_attention(nb::module_& m, nb::class_<Cpu>& cpu) {
   nb::class_<KVCacheHandle>(m, "KVCache")
-      .def("__init__", &make_cache, "keys"_a, "values"_a, "head_dim"_a, "block_tokens"_a);
+      .def("__init__", &make_cache, "keys"_a, "values"_a, "head_dim"_a, "block_tokens"_a, "dtype"_a);
   cpu.def("write_kv", &write_kv, "k"_a, "v"_a, "cache"_a, "positions"_a, "row_start"_a, "block_tables"_a)
       .def("attention", &attention, "q"_a, "cache"_a, "positions"_a, "row_start"_a, "block_tables"_a,
            "kv_head_of_head"_a, "scale"_a, "window"_a, "out"_a);

@@ -127,9 +127,10 @@ class BoundPlan {
     const int64_t H = int64_t(kv_head_of_head.size());
     require(at(q)->width == H * cache.cache.C && at(out)->width == at(q)->width, "q and out must be rows of heads");
     for (int32_t head : kv_head_of_head) require(head >= 0 && head < cache.cache.KV, "a KV head does not exist");
-    const auto [tasks, is_new] = tasks_.try_emplace(kv_head_of_head, head_groups(kv_head_of_head.data(), H));
-    plan_.add(std::make_unique<Attention>(name, at(q), &cache.cache, &tasks->second, H, scale,
-                                          window > 0 ? window : NO_WINDOW, at(out)));
+    const int64_t positions = window > 0 ? window : NO_WINDOW, padded_C = cache.cache.padded_C();
+    const auto [tasks, is_new] = tasks_.try_emplace({kv_head_of_head, padded_C, positions},
+                                                    head_groups(kv_head_of_head.data(), H), padded_C, positions);
+    plan_.add(std::make_unique<Attention>(name, at(q), &cache.cache, &tasks->second, H, scale, positions, at(out)));
   }
   void all_reduce(const std::string& name, nb::object table, int x, bool is_fixed) {
     plan_.add(std::make_unique<AllReduce>(name, table_of(table), at(x), is_fixed));
@@ -161,7 +162,7 @@ class BoundPlan {
     if (!caches_.empty())
       if (const char* rule = broken_rule(kv, *caches_[0])) throw nb::value_error(rule);
     nb::gil_scoped_release release;
-    for (auto& [heads, tasks] : tasks_) tasks.deal(kv);
+    for (auto& [key, tasks] : tasks_) tasks.deal(kv, cpu_.pool.num_threads());
     const Step step = {
         {tokens.data(), kv, output_rows.data(), T, O}, arena_->data(), cpu_.kernels, cpu_.activation_bits};
     const Op* failed = plan_.run(cpu_.pool, step);
@@ -206,7 +207,7 @@ class BoundPlan {
   std::deque<Buffer> buffers_;
   std::vector<nb::object> tables_;  // keep their groups alive
   std::vector<const KVCache*> caches_;
-  std::map<std::vector<int32_t>, AttentionTasks> tasks_;
+  std::map<std::tuple<std::vector<int32_t>, int64_t, int64_t>, AttentionTasks> tasks_;
   std::optional<Array<uint8_t, 1>> arena_;
   int64_t max_tokens_ = 0, max_outputs_ = 0;
 };

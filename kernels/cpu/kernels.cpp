@@ -1,6 +1,12 @@
 // Compiled once per instruction set; everything but the table has internal linkage, so no version leaks into another.
+#include <algorithm>
+
 #include "kernels.h"
 #include "simd.h"
+
+#include "kv_codes.inl"
+
+#include "attention_block.inl"
 
 #include "attention.inl"
 #include "probe.inl"

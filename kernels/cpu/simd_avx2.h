@@ -38,6 +38,10 @@ inline F32x16 load_bf16(const uint16_t* p) {
   const __m128i* v = reinterpret_cast<const __m128i*>(p);
   return {f32_of_bf16(_mm_loadu_si128(v)), f32_of_bf16(_mm_loadu_si128(v + 1))};
 }
+inline __m256 f32_of_i8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline F32x16 load_i8(const int8_t* p) { return {f32_of_i8(p), f32_of_i8(p + 8)}; }
 
 #define LANEWISE(name, instruction) \
   inline F32x16 name(F32x16 a, F32x16 b) { return {instruction(a.low, b.low), instruction(a.high, b.high)}; }
@@ -81,6 +85,7 @@ inline float add_lanes(F32x16 x) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline float first_lane(F32x16 x) { return _mm256_cvtss_f32(x.low); }
 inline float max_lanes(F32x16 x) {
   const __m256 eight = _mm256_max_ps(x.low, x.high);
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -29,6 +29,9 @@ inline F32x16 load_bf16(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+inline F32x16 load_i8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 inline F32x16 add(F32x16 a, F32x16 b) { return _mm512_add_ps(a, b); }
 inline F32x16 sub(F32x16 a, F32x16 b) { return _mm512_sub_ps(a, b); }
 inline F32x16 mul(F32x16 a, F32x16 b) { return _mm512_mul_ps(a, b); }
@@ -56,6 +59,7 @@ inline float add_lanes(F32x16 x) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline float first_lane(F32x16 x) { return _mm512_cvtss_f32(x); }
 inline float max_lanes(F32x16 x) {
   const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

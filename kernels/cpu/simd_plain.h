@@ -58,6 +58,11 @@ inline F32x16 load_bf16(const uint16_t* p) {
   EACH_LANE r.lane[i] = f32_of_bits(uint32_t(p[i]) << 16);
   return r;
 }
+inline F32x16 load_i8(const int8_t* p) {
+  F32x16 r;
+  EACH_LANE r.lane[i] = float(p[i]);
+  return r;
+}
 
 #define LANEWISE(name, expression)              \
   inline F32x16 name(F32x16 a, F32x16 b) {      \
@@ -113,6 +118,7 @@ inline float add_lanes(F32x16 x) {
   return lanes[0];
 }
 
+inline float first_lane(F32x16 x) { return x.lane[0]; }
 inline float max_lanes(F32x16 x) {
   float lanes[16];
   store(lanes, x);

@@ -8,8 +8,10 @@ from functools import cache
 import numpy as np
 import pytest
 
+from tinycluster.kernels import reference
 from tinycluster.kernels._cpu import Cpu, supported_isas
-from tinycluster.kernels.executor import PagedCache, ReferenceExecutor
+from tinycluster.kernels.executor import ReferenceExecutor
+from tinycluster.kernels.paged_cache import KVDtype, PagedCache
 from tinycluster.kernels.program import F32, Attention, Batch, Buffer, KVShape, Program, WriteKV
 
 HEADS = (0, 0, 0, 1, 1)  # uneven groups, as an odd share of heads gives
@@ -20,6 +22,7 @@ class Setting:
     head_dim: int
     block_tokens: int
     window: int | None = None
+    dtype: KVDtype = "f32"
 
     @property
     def attention(self) -> Attention:
@@ -49,15 +52,25 @@ def batch_of(spans: list[tuple[int, int]], block_tokens: int, num_blocks: int, s
     return Batch(np.zeros(len(positions), np.int32), positions, row_start, tables, np.zeros(0, np.int32))
 
 
+def part_of(batch: Batch, begin: int, end: int) -> Batch:
+    """Tokens begin .. end - 1 of a batch of one request."""
+    row_start = np.array([0, end - begin], np.int32)
+    return Batch(batch.tokens[begin:end], batch.positions[begin:end], row_start, batch.block_tables, batch.output_rows)
+
+
 class Native:
     """The two ops by their own faces."""
 
-    def __init__(self, setting: Setting, cache: PagedCache, isa: str) -> None:
-        self._cpu, self._layer, self._attention = Cpu(2, isa), cache.layers[0], setting.attention
+    def __init__(self, setting: Setting, cache: PagedCache, isa: str, num_threads: int = 2) -> None:
+        self._cpu, self._layer, self._attention = Cpu(num_threads, isa), cache.layers[0], setting.attention
+
+    def write(self, batch: Batch, inputs: dict[str, F32]) -> None:
+        step = batch.positions, batch.row_start, batch.block_tables
+        self._cpu.write_kv(inputs["k"], inputs["v"], self._layer, *step)
 
     def run(self, batch: Batch, inputs: dict[str, F32]) -> F32:
+        self.write(batch, inputs)
         out, step = np.full_like(inputs["q"], np.nan), (batch.positions, batch.row_start, batch.block_tables)
-        self._cpu.write_kv(inputs["k"], inputs["v"], self._layer, *step)
         op = self._attention
         self._cpu.attention(inputs["q"], self._layer, *step, op.kv_head_of_head, op.scale, op.window or 0, out)
         return out
@@ -74,13 +87,14 @@ def run(executor: Native | ReferenceExecutor, batch: Batch, inputs: dict[str, F3
     return buffers["out"]
 
 
-def executors(setting: Setting, num_blocks: int, isa: str) -> tuple[Native, ReferenceExecutor]:
+def executors(setting: Setting, num_blocks: int, isa: str, num_threads: int = 2) -> tuple[Native, ReferenceExecutor]:
     rope = np.zeros((1, setting.head_dim // 2), np.float32), np.zeros((1, setting.head_dim // 2), np.float32)
-    caches = [PagedCache(setting.program.kv, num_blocks, setting.block_tokens) for _ in range(2)]
+    caches = [PagedCache(setting.program.kv, num_blocks, setting.block_tokens, setting.dtype) for _ in range(2)]
     for paged in caches:  # what other requests left behind must not matter
         paged.keys[0][:] = 255
         paged.values[0][:] = 255
-    return Native(setting, caches[0], isa), ReferenceExecutor(setting.program, {}, rope, caches[1], None)
+    native = Native(setting, caches[0], isa, num_threads)
+    return native, ReferenceExecutor(setting.program, {}, rope, caches[1], None)
 
 
 def inputs_for(batch: Batch, head_dim: int, seed: int = 0) -> dict[str, F32]:
@@ -108,6 +122,11 @@ def defined_attention(setting: Setting) -> F32:
         Setting(40, 128),
         Setting(16, 64, window=1),
         Setting(32, 16, 70),
+        Setting(64, 16, dtype="bf16"),
+        Setting(40, 32, 65, dtype="bf16"),
+        Setting(64, 16, dtype="q8"),
+        Setting(24, 16, dtype="q8"),
+        Setting(80, 32, 65, dtype="q8"),
     ],
     ids=str,
 )
@@ -158,6 +177,115 @@ def test_chunks_and_neighbours_do_not_change_a_row(chunk: int) -> None:
         part = Batch(part.tokens, part.positions, part.row_start, whole.block_tables[:1], part.output_rows)
         got = run(native, part, {name: np.ascontiguousarray(x[first:last]) for name, x in inputs.items()})
         np.testing.assert_array_equal(got, expected[first:last])
+
+
+def last_rows_defined(setting: Setting, inputs: dict[str, F32], rows: int) -> F32:
+    """The definition of the last `rows` tokens of the one request that the inputs are."""
+    P, C = inputs["k"].shape[0], setting.head_dim
+    heads = [[head for head, of in enumerate(HEADS) if of == kv_head] for kv_head in (0, 1)]
+    q_THC = inputs["q"].reshape(P, len(HEADS), C)
+    out_THC = np.empty_like(q_THC[-rows:])
+    for kv_head, its_heads in enumerate(heads):
+        k_PC, v_PC = (
+            reference.round_kv(inputs[name].reshape(P, 2, C)[:, kv_head], setting.dtype) for name in ("k", "v")
+        )
+        for t in range(P - rows, P):
+            first = 0 if setting.window is None else max(0, t + 1 - setting.window)
+            q_HC, scale = q_THC[t, its_heads], setting.attention.scale
+            out_THC[t - P, its_heads] = reference.attend(q_HC, k_PC[: t + 1], v_PC[: t + 1], first, scale)
+    return out_THC.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8"])
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(256, None), (257, None), (258, None), (773, None), (773, 300), (773, 256), (773, 20)],
+)
+def test_segments_have_the_bits_of_the_definition_however_many_threads_share_them(
+    length: int, window: int | None, dtype: KVDtype
+) -> None:
+    setting, rows = Setting(16, 16, window, dtype), 3
+    num_blocks = -(-length // 16)
+    whole = batch_of([(0, length)], 16, num_blocks)
+    inputs = inputs_for(whole, 16)
+    expected = last_rows_defined(setting, inputs, rows)
+    for isa in supported_isas():
+        for num_threads in (1, 2, 5):
+            native, _ = executors(setting, num_blocks, isa, num_threads)
+            native.write(whole, inputs)
+            for begin in (length - 40, *range(length - rows, length)):  # a chunk, then as decode asks for it
+                end = length if begin == length - 40 else begin + 1
+                some = {name: x[begin:end] for name, x in inputs.items()}
+                got = native.run(part_of(whole, begin, end), some)
+                seen = slice(max(begin - length, -rows), end - length or None)
+                np.testing.assert_array_equal(got[-rows:], expected[seen])
+
+
+def test_a_segment_that_begins_elsewhere_has_other_bits() -> None:
+    """So the test above can fail: the same scores, merged at another place."""
+    whole = batch_of([(0, 300)], 16, 19)
+    inputs = inputs_for(whole, 16)
+    rolled = {name: np.concatenate([x[:1], x]) for name, x in inputs.items()}
+    setting = Setting(16, 16, window=300)
+    assert (last_rows_defined(setting, inputs, 1) != last_rows_defined(setting, rolled, 1)).any()
+
+
+@pytest.mark.parametrize("columns", [1, 24, 32, 33, 64])
+def test_rounded_keys_are_within_half_a_step_of_themselves(columns: int) -> None:
+    x_RC = np.random.default_rng(columns).standard_normal((50, columns)).astype(np.float32)
+    bf16, q8 = reference.round_kv(x_RC, "bf16"), reference.round_kv(x_RC, "q8")
+    assert (np.abs(bf16 - x_RC) <= np.abs(x_RC) * 2.0**-8).all()
+    assert (bf16 != x_RC).any()
+    for start in range(0, columns, 32):
+        group = slice(start, start + 32)
+        step = np.abs(x_RC[:, group]).max(axis=1, keepdims=True) / 127
+        error = np.abs(q8[:, group] - x_RC[:, group])
+        # Half a step, and the roundings of inverse, product and scale of up to 127 steps.
+        assert (error <= step * (0.5 + 127 * 4 * 2.0**-24)).all()
+        assert (error > step * 0.4).any() == (error.shape[1] > 1)  # the largest of a group is a code
+    np.testing.assert_array_equal(reference.round_kv(x_RC, "f32"), x_RC)
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("dtype", ["bf16", "q8"])
+def test_numbers_at_the_edges_are_stored_as_defined(isa: str, dtype: KVDtype) -> None:
+    """Ties, zeros, the smallest and the largest numbers; a query sees one position only, so it reads its values."""
+    setting = Setting(32, 16, window=1, dtype=dtype)
+    batch = batch_of([(0, 9)], 16, 1)
+    inputs = inputs_for(batch, 32)
+    for row, factor in enumerate([0.0, 1e-45, 1e-38, 1e-31, 1e-30, 2e-30, 1.0, 3e37]):
+        inputs["v"][row] *= np.float32(factor)
+    inputs["v"][8] = 1.0
+    inputs["v"][8, 1:32:2] = np.float32(1 + 2.0**-8)  # between two bfloat16
+    inputs["v"][8, 32:] = np.arange(32) - 15.5  # between two codes of a scale of 1
+    inputs["v"][8, 32] = 127
+    values = reference.round_kv(inputs["v"].reshape(9, 2, 32).reshape(18, 32), dtype).reshape(9, 2, 32)
+    got = run(executors(setting, 1, isa)[0], batch, inputs).reshape(9, len(HEADS), 32)
+    for head, kv_head in enumerate(HEADS):
+        np.testing.assert_array_equal(got[:, head], values[:, kv_head])
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_does_not_become_a_number(isa: str, dtype: KVDtype, value: float) -> None:
+    setting = Setting(32, 16, window=1, dtype=dtype)
+    batch = batch_of([(0, 2)], 16, 1)
+    inputs = inputs_for(batch, 32)
+    inputs["v"][0, 5] = value
+    got = run(executors(setting, 1, isa)[0], batch, inputs).reshape(2, len(HEADS), 32)
+    assert not np.isfinite(got[0, :3, 5]).any()
+    assert np.isfinite(got[0, 3:]).all()
+    assert np.isfinite(got[1]).all()
+
+
+def test_formats_need_the_memory_that_they_say() -> None:
+    shape = KVShape(3, 2, 40)
+    row_bytes: dict[KVDtype, int] = {"f32": 4 * (40 + 48), "bf16": 2 * (40 + 48), "q8": 40 + 48 + 2 * 2 * 4}
+    for dtype, num_bytes in row_bytes.items():
+        paged = PagedCache(shape, 5, 32, dtype)
+        assert PagedCache.bytes_per_block(shape, 32, dtype) == 3 * 2 * 32 * num_bytes
+        assert sum(x.nbytes for x in [*paged.keys, *paged.values]) == 5 * 3 * 2 * 32 * num_bytes
 
 
 def test_bad_tables_are_refused() -> None:
