@@ -31,7 +31,9 @@ def versions() -> str:
 
 
 class RankActor:
-    """Made with max_concurrency 2, so that Ray can still reach it while `run` blocks."""
+    """Runs one call at a time: Ray looks for signals a hundred times a second while its main thread has nothing to run,
+    which is most of what an idle rank would cost. Ray ends the process in whatever call it is.
+    """
 
     def __init__(self, blueprint: Blueprint, rank: int, driver_node_id: str) -> None:
         self._blueprint, self._rank = blueprint, rank

@@ -58,7 +58,7 @@ def place_ranks(blueprint: Blueprint, model: ModelSettings, settings: Settings) 
     """One actor per rank, for a driver on this node. PlacementError where the cluster lacks the room."""
     reservation = reserve(model, settings)
     node_id = ray.get_runtime_context().get_node_id()
-    actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(RankActor)
+    actor = ray.remote(num_cpus=1, max_restarts=0)(RankActor)
     actors = [
         actor.options(scheduling_strategy=reservation.strategy(rank)).remote(blueprint, rank, node_id)
         for rank in range(blueprint.mesh.size)

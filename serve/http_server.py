@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
+from contextlib import suppress
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,6 +16,8 @@ DRAIN_S = 1.0
 """Answers that are still running get so long when the server stops; then their engines end them."""
 STOP_S = 4
 """After the drain and this time, what still runs is cancelled."""
+TICK_S = 1.0
+"""The Date header is renewed this often. uvicorn itself ticks ten times as often, which an idle server should not."""
 
 
 class HttpServer:
@@ -41,12 +45,12 @@ class HttpServer:
 
     def drain(self) -> None:
         """No new connections; running answers get DRAIN_S to end by themselves."""
-        self._server.should_exit = True
+        self._server.leave()
         self._thread.join(DRAIN_S)
 
     def stop(self) -> None:
         """The end. Close the engines between `drain` and `stop`: every stream then ends with an error of its own."""
-        self._server.should_exit = True
+        self._server.leave()
         if self._thread.ident is not None:
             self._thread.join(STOP_S + 1)
         self._listener.close()
@@ -56,9 +60,24 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.has_started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """End the loop. Any thread may call it, at any time."""
+        self.should_exit = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._is_leaving.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         try:
             await super().startup(sockets)
         finally:
             self.has_started.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_leaving.wait(), TICK_S)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinycluster.cluster.config import ModelSettings, Settings
-from tinycluster.cluster.local import num_cores
+from tinycluster.cluster.cores import num_cores
 from tinycluster.engine.checkpoint import Checkpoint
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.batch import draw_prompts
