@@ -1,7 +1,7 @@
 """What driver and ranks say to each other, and its form in bytes: fixed little-endian records, nothing is evaluated.
 
-driver -> rank   Challenge, Welcome, EncodedPlan (a StepPlan as it is where both are threads), Stop
-rank -> driver   Hello, LoadProgress, Ready, StepResult, Heartbeat, RankFailure
+driver -> rank   Challenge, Welcome, EncodedPlan (a StepPlan as it is where both are threads), SetTracing, Stop
+rank -> driver   Hello, LoadProgress, Ready, StepResult, EncodedTimeline, Heartbeat, RankFailure
 """
 
 from __future__ import annotations
@@ -82,6 +82,20 @@ class EncodedPlan:
     payload: bytes
 
 
+@dataclass(frozen=True)
+class SetTracing:
+    """Off is answered with an EncodedTimeline of the steps since on."""
+
+    is_on: bool
+
+
+@dataclass(frozen=True)
+class EncodedTimeline:
+    """What a rank did; timeline.py reads and writes it."""
+
+    payload: bytes
+
+
 Message = (
     Challenge
     | Hello
@@ -90,6 +104,8 @@ Message = (
     | Ready
     | Heartbeat
     | RankFailure
+    | SetTracing
+    | EncodedTimeline
     | Stop
     | StepPlan
     | EncodedPlan
@@ -136,6 +152,7 @@ _LENGTH = struct.Struct("<I")
 _HELLO = struct.Struct("<I")
 _PROGRESS = struct.Struct("<QQ")
 _FAILURE = struct.Struct("<Iq?")
+_TRACING = struct.Struct("<?")
 _RESULT = struct.Struct("<QI")
 _SAMPLE = struct.Struct("<qi?")
 
@@ -200,6 +217,8 @@ _CODECS: dict[type[Any], _Codec] = {
     Stop: _Codec(8, lambda m: b"", lambda r: Stop()),
     EncodedPlan: _Codec(9, lambda m: m.payload, lambda r: EncodedPlan(r.rest())),
     StepResult: _Codec(10, _encode_result, _decode_result),
+    SetTracing: _Codec(11, lambda m: _TRACING.pack(m.is_on), lambda r: SetTracing(*r.fields(_TRACING))),
+    EncodedTimeline: _Codec(12, lambda m: m.payload, lambda r: EncodedTimeline(r.rest())),
 }
 _CODEC_OF_KIND = {codec.kind: codec for codec in _CODECS.values()}
 

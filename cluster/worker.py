@@ -13,8 +13,18 @@ from dataclasses import dataclass
 
 from tinycluster.cluster.channel import Channel, ChannelClosedError
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S
-from tinycluster.cluster.messages import EncodedPlan, Heartbeat, Message, ProtocolError, RankFailure, Ready, Stop
+from tinycluster.cluster.messages import (
+    EncodedPlan,
+    Heartbeat,
+    Message,
+    ProtocolError,
+    RankFailure,
+    Ready,
+    SetTracing,
+    Stop,
+)
 from tinycluster.cluster.plan_codec import PlanDecoder
+from tinycluster.cluster.timeline import StepRecorder, encode_timeline
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.engine.request import StepPlan
 from tinycluster.engine.runner import Runner
@@ -60,15 +70,21 @@ class Worker:
                 self._neighbours.abort()
 
     def _run_steps(self, runner: Runner) -> None:
+        recorder = StepRecorder(runner)
         while True:
             message = self.channel.receive()
             if isinstance(message, Stop):
                 return
             if isinstance(message, StepPlan):
                 self._step_id = message.step_id
-                result = runner.run(message)
-                if result is not None:
-                    self.channel.send(result)
+                with recorder.step(message):
+                    result = runner.run(message)
+                    if result is not None:
+                        self.channel.send(result)
+            elif isinstance(message, SetTracing) and message.is_on:
+                recorder.start()
+            elif isinstance(message, SetTracing):
+                self.channel.send(encode_timeline(recorder.stop()))
 
     def _report(self, error: Exception) -> None:
         is_known = isinstance(error, TinyclusterError | CollectiveError | NumericalError)

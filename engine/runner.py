@@ -9,6 +9,8 @@ import numpy as np
 from tinycluster.engine.batch import BatchPacker
 from tinycluster.engine.request import Row, SampledToken, StepPlan, StepResult
 from tinycluster.engine.sampler import Sampler
+from tinycluster.engine.spans import SpanRecorder
+from tinycluster.kernels.executor import Span
 from tinycluster.kernels.program import F32, I64, Batch
 from tinycluster.parallel.communicator import Communicator
 
@@ -17,6 +19,12 @@ class Executor(Protocol):
     """Runs one stage's Program. Logits (O, vocab_size) on every tensor rank of the last stage, None elsewhere."""
 
     def run(self, batch: Batch) -> F32 | None: ...
+
+    def set_tracing(self, on: bool) -> None: ...
+
+    def take_timeline(self) -> list[Span]:
+        """What happened in the steps since the last call, as far as tracing was on."""
+        ...
 
 
 class Runner:
@@ -34,10 +42,13 @@ class Runner:
         self._is_only_stage = is_only_stage
         self._packer = BatchPacker()
         self._last_tokens: dict[int, int] = {}
+        self._spans = SpanRecorder()
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """The tokens of a step on the rank that samples, None on the others."""
-        logits_OV = self._executor.run(self._packer.pack(plan, self._last_tokens))
+        with self._spans.span("pack"):
+            batch = self._packer.pack(plan, self._last_tokens)
+        logits_OV = self._executor.run(batch)
         if logits_OV is None:
             return None
         rows = [row for row in plan.rows if row.sample]
@@ -47,11 +58,22 @@ class Runner:
             return None
         return StepResult(plan.step_id, tuple(map(_sampled, rows, tokens, logits_OV)))
 
+    def set_tracing(self, on: bool) -> None:
+        self._spans.is_on = on
+        self._executor.set_tracing(on)
+
+    def take_timeline(self) -> list[Span]:
+        """As an executor's, with what the rank does around its Program."""
+        return sorted(self._executor.take_timeline() + self._spans.take(), key=lambda span: span.start_ns)
+
     def _choose(self, rows: list[Row], logits_OV: F32) -> I64:
         is_chosen_here = self._group.rank == 0 and len(rows) > 0
-        tokens = self._sampler.sample(logits_OV, rows) if is_chosen_here else np.zeros(len(rows), np.int64)
+        with self._spans.span("sample"):
+            tokens = self._sampler.sample(logits_OV, rows) if is_chosen_here else np.zeros(len(rows), np.int64)
         if self._is_only_stage and self._group.size > 1 and rows:
-            self._group.broadcast(tokens, 0)
+            # A few bytes: whoever does not send them spends the time waiting for the one that samples.
+            with self._spans.span("share tokens", "communicate" if self._group.rank == 0 else "wait"):
+                self._group.broadcast(tokens, 0)
         return tokens
 
 

@@ -24,14 +24,20 @@ from tinycluster.serve.progress import Bars
 if TYPE_CHECKING:
     from tinycluster.cluster.config import Settings
     from tinycluster.cluster.driver import Generation
+    from tinycluster.cluster.timeline import Timeline
 
 Prompts = Sequence[Sequence[int]]
 
 
-class Submitter(Protocol):
-    """The part of an engine that a batch needs."""
+class MeasuredEngine(Protocol):
+    """The part of an engine that benchmarks need."""
+
+    @property
+    def name(self) -> str: ...
 
     def submit(self, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Generation: ...
+    def start_tracing(self) -> None: ...
+    def stop_tracing(self) -> list[Timeline]: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class BatchTiming:
         return self.output_tokens / self.total_s
 
 
-async def run_batch(engine: Submitter, prompts: Prompts, output_len: int, clock: Clock) -> BatchTiming:
+async def run_batch(engine: MeasuredEngine, prompts: Prompts, output_len: int, clock: Clock) -> BatchTiming:
     """Submit all prompts at once, greedy and to full length, and time their tokens."""
     sampling = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True)
     start_s = clock()
@@ -124,7 +130,7 @@ Options = TypeVar("Options", bound=EngineOptions, contravariant=True)
 
 class Run(Protocol[Options]):
     async def __call__(
-        self, engine: Submitter, options: Options, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
+        self, engine: MeasuredEngine, options: Options, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
     ) -> dict[str, Any]: ...
 
 

@@ -146,6 +146,9 @@ def latency(
     num_iters: IterationsOption = 5,
     metric_percentiles: Annotated[str, typer.Option(help="Percentiles of a batch's time.")] = "50,90,99",
     seed: SeedOption = 0,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write what every rank did in one more batch, for Chrome's trace viewer.")
+    ] = None,
     as_json: JsonOption = False,
     local: LocalOption = False,
     tensor: TensorOption = None,
@@ -161,7 +164,7 @@ def latency(
 
     sizes, percentiles = parse_numbers(batch_size, "--batch-size"), parse_percentiles(metric_percentiles)
     lengths = Lengths(input_len, output_len)
-    options = bench.LatencyOptions(sizes, lengths, num_iters_warmup, num_iters, percentiles, seed)
+    options = bench.LatencyOptions(sizes, lengths, num_iters_warmup, num_iters, percentiles, seed, trace)
     settings = load(config, mesh_overrides(local, tensor, pipeline, weights), assignments)
     with own_stdout() as out:
         result = measure(settings, model, options, bench.run, hidden=as_json)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Group
 
 from tinycluster.engine.errors import ConfigError
-from tinycluster.serve.bench.batch import BatchTiming, Lengths, Submitter, draw_prompts, run_batch, title
+from tinycluster.serve.bench.batch import BatchTiming, Lengths, MeasuredEngine, draw_prompts, run_batch, title
 from tinycluster.serve.bench.client import Clock
 from tinycluster.serve.bench.metrics import percentile_name
 from tinycluster.serve.bench.report import table_of
+from tinycluster.serve.bench.trace import check_trace, decode_shares, write_trace
+
+if TYPE_CHECKING:
+    from tinycluster.cluster.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -24,24 +29,29 @@ class LatencyOptions:
     num_iterations: int
     percentiles: tuple[float, ...]
     seed: int
+    trace: Path | None = None
+    """Where to write what the ranks did in one more batch of each size, which is not measured."""
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ConfigError(f"--batch-size takes sizes of at least 1, got {list(self.batch_sizes)}")
         if self.num_warmups < 0 or self.num_iterations < 1:
             raise ConfigError("--num-iters must be at least 1 and --num-iters-warmup at least 0")
+        if self.trace is not None:
+            check_trace(self.trace)
 
     @property
     def num_batches(self) -> int:
-        return len(self.batch_sizes) * (self.num_warmups + self.num_iterations)
+        return len(self.batch_sizes) * (self.num_warmups + self.num_iterations + (self.trace is not None))
 
 
 async def run(
-    engine: Submitter, options: LatencyOptions, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
+    engine: MeasuredEngine, options: LatencyOptions, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
 ) -> dict[str, Any]:
     """One entry of `results` per batch size."""
     rng = np.random.default_rng(options.seed)
-    results = []
+    results: list[dict[str, Any]] = []
+    recordings: list[list[Timeline]] = []
     for batch_size in options.batch_sizes:
         timings = []
         for _ in range(options.num_warmups + options.num_iterations):
@@ -50,6 +60,15 @@ async def run(
             on_done(1)
         figures = summarize(timings[options.num_warmups :], options.percentiles)
         results.append({"batch_size": batch_size, **figures})
+        if options.trace is not None:
+            prompts = draw_prompts(rng, vocab_size, batch_size, options.lengths.input_len)
+            engine.start_tracing()
+            await run_batch(engine, prompts, options.lengths.output_len, clock)
+            recordings.append(engine.stop_tracing())
+            results[-1] |= decode_shares(recordings[-1])
+            on_done(1)
+    if options.trace is not None:
+        write_trace(options.trace, engine.name, recordings)
     return {"results": results}
 
 
@@ -67,6 +86,14 @@ def summarize(timings: Sequence[BatchTiming], percentiles: Sequence[float]) -> d
     }
 
 
+_SHARES = {
+    "decode_compute_share": "compute",
+    "decode_communicate_share": "communicate",
+    "decode_wait_share": "wait",
+    "decode_longest_wait_share": "wait, of the rank that waits most",
+}
+
+
 def _median(values: Sequence[float]) -> float:
     return float(np.median(values))
 
@@ -74,11 +101,17 @@ def _median(values: Sequence[float]) -> float:
 def table(result: dict[str, Any]) -> Group:
     """A row per figure, a column per batch size."""
     results = result["results"]
-    names = [name for name in results[0] if name.endswith(("_tokens_per_s", "_ms"))]
-    rows = [[_row_title(name), *(f"{figures[name]:,.1f}" for figures in results)] for name in names]
+    names = [name for name in results[0] if name.endswith(("_tokens_per_s", "_ms", "_share"))]
+    rows = [[_row_title(name), *(_cell(name, figures[name]) for figures in results)] for name in names]
     return table_of(title(result), ["batch size", *(str(figures["batch_size"]) for figures in results)], rows)
 
 
+def _cell(name: str, value: float) -> str:
+    return f"{value:.1%}" if name.endswith("_share") else f"{value:,.1f}"
+
+
 def _row_title(name: str) -> str:
+    if name.endswith("_share"):
+        return f"ranks' share of a decode step: {_SHARES[name]}"
     words = name.replace("_tokens_per_s", " tokens/s").replace("_ms", ", ms").replace("_", " ")
     return words.replace("ttft", "TTFT")

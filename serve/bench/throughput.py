@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Group
 
 from tinycluster.engine.errors import ConfigError
-from tinycluster.serve.bench.batch import BatchTiming, Lengths, Submitter, draw_prompts, run_batch, title
+from tinycluster.serve.bench.batch import BatchTiming, Lengths, MeasuredEngine, draw_prompts, run_batch, title
 from tinycluster.serve.bench.client import Clock
 from tinycluster.serve.bench.report import table_of
 
@@ -35,7 +35,7 @@ class ThroughputOptions:
 
 
 async def run(
-    engine: Submitter, options: ThroughputOptions, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
+    engine: MeasuredEngine, options: ThroughputOptions, *, vocab_size: int, clock: Clock, on_done: Callable[[int], None]
 ) -> dict[str, Any]:
     """One request alone and all at once in turn, so that a machine that slows down slows both."""
     rng = np.random.default_rng(options.seed)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -101,6 +102,20 @@ def test_processes_give_the_same_as_threads(
         engine.close()
         assert processes.all_ended()
     assert shared_memory_files() == before
+
+
+def test_ranks_in_processes_of_their_own_send_their_timelines_on_the_drivers_clock(tiny_model: Path) -> None:
+    with closing(engine_for(tiny_model, address="auto", mesh={"tensor": 2})) as engine:
+        start_ns = time.monotonic_ns()
+        engine.start_tracing()
+        answer_all(engine, PROMPTS, GREEDY)
+        first, second = engine.stop_tracing()
+        end_ns = time.monotonic_ns()
+    assert len(first.steps) >= GREEDY.max_tokens
+    for one, other in zip(first.steps, second.steps, strict=True):
+        assert one.step_id == other.step_id
+        # They meet in every step.
+        assert start_ns < max(one.start_ns, other.start_ns) < min(one.end_ns, other.end_ns) < end_ns
 
 
 def test_a_mesh_that_does_not_fit_says_what_is_missing(tiny_model: Path) -> None:

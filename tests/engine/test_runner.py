@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tinycluster.engine.request import PENDING, Row, SamplingParams, StepPlan, S
 from tinycluster.engine.runner import Runner
 from tinycluster.engine.sampler import Sampler
 from tinycluster.kernels._cpu import Cpu
+from tinycluster.kernels.executor import Span
 from tinycluster.kernels.program import F32, Batch
 from tinycluster.parallel.local import LocalGroup
 
@@ -23,6 +26,12 @@ class NextToken:
 
     def __init__(self, *, is_last_stage: bool = True) -> None:
         self.is_last_stage, self.tokens = is_last_stage, list[list[int]]()
+
+    def set_tracing(self, on: bool) -> None:
+        self.is_tracing = on
+
+    def take_timeline(self) -> list[Span]:
+        return [Span("model", "compute", time.monotonic_ns(), time.monotonic_ns())]
 
     def run(self, batch: Batch) -> F32 | None:
         self.tokens.append(batch.tokens.tolist())
@@ -62,6 +71,19 @@ def test_logits_are_returned_only_where_they_were_asked_for() -> None:
 def test_a_step_without_outputs_is_answered_without_tokens() -> None:
     runner = runner_of(NextToken(), LocalGroup(1), 0)
     assert runner.run(StepPlan(5, (row(1, (2, 3), sample=False),))) == StepResult(5, ())
+
+
+def test_a_timeline_has_what_surrounds_the_program_while_tracing_is_on() -> None:
+    runner = runner_of(NextToken(), LocalGroup(1), 0)
+    runner.run(StepPlan(0, (row(1, (2,)),)))
+    runner.set_tracing(True)
+    runner.run(StepPlan(1, (row(1, (PENDING,)),)))
+    spans = runner.take_timeline()
+    assert [(span.name, span.kind) for span in spans] == [(name, "compute") for name in ("pack", "sample", "model")]
+    assert all(before.end_ns <= after.start_ns for before, after in itertools.pairwise(spans))
+    runner.set_tracing(False)
+    runner.run(StepPlan(2, (row(1, (PENDING,)),)))
+    assert [span.name for span in runner.take_timeline()] == ["model"]
 
 
 def test_a_stage_before_the_last_answers_nothing() -> None:
