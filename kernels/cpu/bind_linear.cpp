@@ -25,8 +25,8 @@ Format format_of(const std::string& name) {
 // Room for the codes of T tokens in the groups of one weight.
 struct CodesBuffer {
   CodesBuffer(const Weight& w, int64_t T, int bits)
-      : bytes(w.is_grouped() ? T * w.groups() * Codes::token_bytes(bits) : 0) {
-    codes = {w.is_grouped() ? bytes.data() : nullptr, bits, w.groups()};
+      : bytes(w.is_grouped() ? T * w.groups * Codes::token_bytes(bits) : 0) {
+    codes = {w.is_grouped() ? bytes.data() : nullptr, bits, w.groups};
   }
   std::vector<uint8_t> bytes;
   Codes codes;
@@ -48,7 +48,7 @@ bool run_linear(Cpu& cpu, LinearArgs args, int64_t columns) {
     if (w.is_grouped())
       team.share(args.T, 16,
                  [&](int64_t begin, int64_t end) { cpu.kernels->quantize(w, args.x, args.codes, begin, end); });
-    team.share(w.tiles(), tiles_per_piece(w.tiles(), team.size()), [&](int64_t begin, int64_t end) {
+    team.share(w.tiles, tiles_per_piece(w.tiles, team.size()), [&](int64_t begin, int64_t end) {
       if (!cpu.kernels->linear(args, begin, end)) fits.store(false, std::memory_order_relaxed);
     });
   });
@@ -128,9 +128,9 @@ void bind_linear(nb::module_& m, nb::class_<Cpu>& cpu) {
       .def(
           "__init__",
           [](WeightHandle* self, const std::string& format, int64_t rows, int64_t columns, int64_t unit, Bytes values) {
-            const Weight w = {format_of(format), rows, columns, unit, values.data()};
             require(rows >= 0 && columns >= 0 && unit >= 1, "rows, columns and unit must not be negative");
-            require(int64_t(values.size()) == w.tiles() * w.tile_bytes(), "values do not have the size of the layout");
+            const Weight w(format_of(format), rows, columns, unit, values.data());
+            require(int64_t(values.size()) == w.tiles * w.tile_bytes, "values do not have the size of the layout");
             new (self) WeightHandle{w, nb::cast(values)};
           },
           "format"_a, "rows"_a, "columns"_a, "unit"_a, "values"_a);

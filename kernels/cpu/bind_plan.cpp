@@ -92,7 +92,7 @@ class BoundPlan {
   void quantize(int x, const WeightHandle& weight, int out) {
     QuantizeRows op;
     op.x = at(x), op.out = at(out), op.weight = &weight.weight;
-    require(op.x->width == op.weight->K && op.out->width == op.weight->groups() * GROUP, "out must have x's groups");
+    require(op.x->width == op.weight->K && op.out->width == op.weight->groups * GROUP, "out must have x's groups");
     add_rows(std::move(op));
   }
   void gather_rows(int x, int out) {
@@ -190,7 +190,7 @@ class BoundPlan {
   }
   void check_product(const WeightHandle& weight, int x, const std::optional<Vector>& bias) {
     const Weight& w = weight.weight;
-    require(at(x)->width == (w.is_grouped() ? w.groups() * GROUP : w.K), "x must have the weight's columns");
+    require(at(x)->width == (w.is_grouped() ? w.groups * GROUP : w.K), "x must have the weight's columns");
     require(!bias || int64_t(bias->shape(0)) == w.N, "bias must be (N,)");
   }
   const CollectiveTable* table_of(const nb::object& table) {

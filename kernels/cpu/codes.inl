@@ -23,37 +23,39 @@ inline CodesRecord codes_record(const Codes& codes, uint8_t* block, int64_t g, i
   return {block + g * n * Codes::token_bytes(codes.bits), codes.bits, n};
 }
 
+constexpr int32_t INFINITY_BITS = 0x7f800000;
+
+// The lowest bytes of 16 codes: four quads, between which lie those of the other tokens.
+inline void store_quads(int8_t* quad, I32x16 codes, int64_t n) {
+  int8_t bytes[LANES];
+  store_bytes(bytes, codes);
+  for (int j = 0; j < 4; ++j) std::memcpy(quad + j * n * 4, bytes + j * 4, 4);
+}
+
 // code = rint(x * (most_code / max|x|)), scale = max|x| / most_code; most_code is 127 or 127 * 256, so that the high
 // byte is an int8 again. Where max|x| is so small that the quotient could overflow the codes are 0. A group with a NaN
 // or an infinity gets the scale NaN, which the checks of later layers turn into an error.
 void quantize_group(const float* x, int count, const CodesRecord& record, int64_t t) {
-  const F32x16 first = load_first(x, count), second = count > LANES ? load_first(x + LANES, count - LANES) : set1(0.0f);
-  const float most = max_lanes(max(abs(first), abs(second)));
-  const float poison = add_lanes(add(mul(first, set1(0.0f)), mul(second, set1(0.0f))));
-  const float most_code = record.bits == 16 ? 32512.0f : 127.0f;
-  const float inverse = most > 1e-30f && poison == 0.0f ? most_code / most : 0.0f;
-  int32_t codes[GROUP];
-  round_to_int(codes, mul(poison == 0.0f ? first : set1(0.0f), set1(inverse)));
-  round_to_int(codes + LANES, mul(poison == 0.0f ? second : set1(0.0f), set1(inverse)));
-  int8_t low[GROUP], high[GROUP];
-  int32_t total = 0;
-  for (int i = 0; i < GROUP; ++i) {
-    low[i] = int8_t(codes[i]);
-    high[i] = int8_t((codes[i] + 128) >> 8);
-    total += codes[i];
+  F32x16 first = load_first(x, count), second = count > LANES ? load_first(x + LANES, count - LANES) : set1(0.0f);
+  const int32_t most_bits = max_lanes(max(magnitude_bits(first), magnitude_bits(second)));
+  const bool is_finite = most_bits < INFINITY_BITS;
+  if (!is_finite) first = second = set1(0.0f);
+  const float most = float_of_bits(most_bits), most_code = record.bits == 16 ? 32512.0f : 127.0f;
+  const F32x16 inverse = set1(is_finite && most > 1e-30f ? most_code / most : 0.0f);
+  const I32x16 codes[2] = {round_to_int(mul(first, inverse)), round_to_int(mul(second, inverse))};
+  for (int half = 0; half < 2; ++half) {
+    if (record.bits == 16) store_quads(record.quad(0, 4 * half, t), high_bytes(codes[half]), record.n);
+    store_quads(record.quad(record.bits / 8 - 1, 4 * half, t), codes[half], record.n);
   }
-  for (int j = 0; j < GROUP / 4; ++j) {
-    if (record.bits == 16) std::memcpy(record.quad(0, j, t), high + 4 * j, 4);
-    std::memcpy(record.quad(record.bits / 8 - 1, j, t), low + 4 * j, 4);
-  }
-  const float scale = most / most_code + poison;
+  const int32_t total = add_lanes(add(codes[0], codes[1]));
+  const float scale = is_finite ? most / most_code : std::numeric_limits<float>::quiet_NaN();
   record.scales()[t] = scale;
   record.offsets()[t] = -128 * total;
   record.sums()[t] = scale * float(total);
 }
 
 void quantize(const Weight& w, const float* x, const Codes& codes, int64_t begin, int64_t end) {
-  const int64_t per_unit = w.groups_per_unit();
+  const int64_t per_unit = w.groups_per_unit;
   for (int64_t token = begin; token < end; token += CODE_BLOCK) {
     const int64_t n = end - token < CODE_BLOCK ? end - token : CODE_BLOCK;
     for (int64_t g = 0; g < codes.groups; ++g) {
@@ -67,7 +69,7 @@ void quantize(const Weight& w, const float* x, const Codes& codes, int64_t begin
 }
 
 inline float weight_at(const Weight& w, int64_t tile, int lane, int64_t k) {
-  const uint8_t* values = w.values + tile * w.tile_bytes();
+  const uint8_t* values = w.values + tile * w.tile_bytes;
   if (w.format == Format::f32) return reinterpret_cast<const float*>(values)[k * TILE + lane];
   const uint16_t* halves = reinterpret_cast<const uint16_t*>(values);
   if (w.format == Format::f16) return f32_of_f16(halves[k * TILE + lane]);
@@ -78,7 +80,7 @@ inline float weight_at(const Weight& w, int64_t tile, int lane, int64_t k) {
     return value;
   }
   const int64_t unit = k / w.unit, in_unit = k % w.unit, quad = in_unit % GROUP / 4, byte = lane * 4 + in_unit % 4;
-  const uint8_t* record = values + (unit * w.groups_per_unit() + in_unit / GROUP) * w.record_bytes();
+  const uint8_t* record = values + (unit * w.groups_per_unit + in_unit / GROUP) * w.record_bytes;
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(record + TILE * GROUP / (w.format == Format::q8 ? 1 : 2));
   const float scale = f32_of_f16(scales[lane]);
   if (w.format == Format::q8) return float(int(record[quad * 64 + byte]) - 128) * scale;

@@ -7,10 +7,10 @@ using namespace tinycluster;
 // Two tiles of gate, then the same two of up.
 constexpr int PAIRS = 4;
 
-template <Format FORMAT, int TB>
+template <Format FORMAT, int BITS, int TB>
 void gate_and_up(const GateUpArgs& a, int64_t group, int64_t token, bool is_streaming, F32x16 (*sums)[TB]) {
   constexpr int MOST = tiles_at_once<FORMAT, TB>(), NT = MOST > PAIRS ? PAIRS : MOST;
-  const int64_t tile_bytes = a.gate.weight->tile_bytes(), at = 2 * group * tile_bytes;
+  const int64_t tile_bytes = a.gate.weight->tile_bytes, at = 2 * group * tile_bytes;
   const uint8_t *gate = a.gate.weight->values + at, *up = a.up.weight->values + at;
   const uint8_t* tiles[PAIRS] = {gate, gate + tile_bytes, up, up + tile_bytes};
   for (int first = 0; first < PAIRS; first += NT) {
@@ -18,16 +18,17 @@ void gate_and_up(const GateUpArgs& a, int64_t group, int64_t token, bool is_stre
     std::memcpy(some.at, tiles + first, sizeof some.at);
     Sums<NT, TB> part;
     part.clear();
-    if (a.gate.weight->units()) unit_chain<FORMAT>(a.gate, some, token, 0, is_streaming ? 2 * tile_bytes : 0, part);
+    const Block<FORMAT, BITS, NT, TB> block(a.gate, some, token, is_streaming ? 2 * tile_bytes : 0);
+    block.add(0, block.steps(), part);
     for (int n = 0; n < NT; ++n)
       for (int t = 0; t < TB; ++t) sums[first + n][t] = part.sum[n][t];
   }
 }
 
-template <Format FORMAT, int TB>
+template <Format FORMAT, int BITS, int TB>
 void gate_up_block(const GateUpArgs& a, int64_t group, int64_t token, bool is_streaming) {
   F32x16 sums[PAIRS][TB];
-  gate_and_up<FORMAT, TB>(a, group, token, is_streaming, sums);
+  gate_and_up<FORMAT, BITS, TB>(a, group, token, is_streaming, sums);
   const int64_t column = group * GROUP;
   for (int t = 0; t < TB; ++t) {
     float activated[GROUP];
@@ -46,33 +47,38 @@ void gate_up_block(const GateUpArgs& a, int64_t group, int64_t token, bool is_st
   }
 }
 
-template <Format FORMAT>
+template <Format FORMAT, int BITS>
 void gate_up_format(const GateUpArgs& a, int64_t begin, int64_t end) {
   const int64_t T = a.gate.T, chunk = tokens_in_second_cache<FORMAT, CODE_BLOCK>(a.gate);
   for (int64_t start = 0; start < T; start += chunk) {
     const int64_t stop = start + chunk < T ? start + chunk : T;
     for (int64_t group = begin; group < end; ++group) {
       int64_t t = start;
-      for (; t + CODE_BLOCK <= stop; t += CODE_BLOCK) gate_up_block<FORMAT, CODE_BLOCK>(a, group, t, t == 0);
-      if (t + 1 == stop) gate_up_block<FORMAT, 1>(a, group, t, t == 0);
-      if (t + 2 == stop) gate_up_block<FORMAT, 2>(a, group, t, t == 0);
-      if (t + 3 == stop) gate_up_block<FORMAT, 3>(a, group, t, t == 0);
+      for (; t + CODE_BLOCK <= stop; t += CODE_BLOCK) gate_up_block<FORMAT, BITS, CODE_BLOCK>(a, group, t, t == 0);
+      if (t + 1 == stop) gate_up_block<FORMAT, BITS, 1>(a, group, t, t == 0);
+      if (t + 2 == stop) gate_up_block<FORMAT, BITS, 2>(a, group, t, t == 0);
+      if (t + 3 == stop) gate_up_block<FORMAT, BITS, 3>(a, group, t, t == 0);
     }
   }
+}
+
+template <Format FORMAT>
+void gate_up_grouped(const GateUpArgs& a, int64_t begin, int64_t end) {
+  return a.gate.codes.bits == 16 ? gate_up_format<FORMAT, 16>(a, begin, end) : gate_up_format<FORMAT, 8>(a, begin, end);
 }
 
 void gate_up(const GateUpArgs& a, int64_t begin, int64_t end) {
   switch (a.gate.weight->format) {
     case Format::f32:
-      return gate_up_format<Format::f32>(a, begin, end);
+      return gate_up_format<Format::f32, 0>(a, begin, end);
     case Format::f16:
-      return gate_up_format<Format::f16>(a, begin, end);
+      return gate_up_format<Format::f16, 0>(a, begin, end);
     case Format::bf16:
-      return gate_up_format<Format::bf16>(a, begin, end);
+      return gate_up_format<Format::bf16, 0>(a, begin, end);
     case Format::q8:
-      return gate_up_format<Format::q8>(a, begin, end);
+      return gate_up_grouped<Format::q8>(a, begin, end);
     case Format::q4:
-      return gate_up_format<Format::q4>(a, begin, end);
+      return gate_up_grouped<Format::q4>(a, begin, end);
   }
 }
 

@@ -23,25 +23,29 @@ constexpr int GROUP = 32;  // k-values that share a scale
 //   q4      (tiles, G) records of codes (4 quads, 16 rows, 4), quad j low, j + 4 high, then scales (16), minimums (16)
 // Scales and minimums are float16. k is cut into units of `unit` columns (the last may be short); groups restart at
 // each unit.
+// What follows from the shape is kept too: kernels ask for it once per block, and a division takes as long as a group.
 struct Weight {
   Format format;
   int64_t N, K, unit;
   const uint8_t* values;
 
-  int64_t tiles() const { return (N + TILE - 1) / TILE; }
-  int64_t units() const { return K ? (K + unit - 1) / unit : 0; }
-  int64_t groups_per_unit() const { return (unit + GROUP - 1) / GROUP; }
-  int64_t groups() const {  // of all units
-    const int64_t last = K - (units() - 1) * unit;
-    return K ? (units() - 1) * groups_per_unit() + (last + GROUP - 1) / GROUP : 0;
+  int64_t tiles, units, groups_per_unit;
+  int64_t groups;        // of all units
+  int64_t record_bytes;  // of one column of a dense tile, or of one group
+  int64_t tile_bytes;
+
+  Weight(Format format, int64_t N, int64_t K, int64_t unit, const uint8_t* values)
+      : format(format), N(N), K(K), unit(unit), values(values) {
+    constexpr int64_t bytes[] = {TILE * 4, TILE * 2, TILE * 2, TILE * (GROUP + 2), TILE * (GROUP / 2 + 4)};
+    tiles = (N + TILE - 1) / TILE;
+    units = (K + unit - 1) / unit;
+    groups_per_unit = (unit + GROUP - 1) / GROUP;
+    const int64_t last = K - (units - 1) * unit;
+    groups = K ? (units - 1) * groups_per_unit + (last + GROUP - 1) / GROUP : 0;
+    record_bytes = bytes[int(format)];
+    tile_bytes = record_bytes * (is_grouped() ? groups : K);
   }
   bool is_grouped() const { return format == Format::q8 || format == Format::q4; }
-  // Of one column of a dense tile, or of one group.
-  int64_t record_bytes() const {
-    constexpr int64_t bytes[] = {TILE * 4, TILE * 2, TILE * 2, TILE * (GROUP + 2), TILE * (GROUP / 2 + 4)};
-    return bytes[int(format)];
-  }
-  int64_t tile_bytes() const { return record_bytes() * (is_grouped() ? groups() : K); }
 };
 
 constexpr int CODE_BLOCK = 4;  // tokens whose codes lie together

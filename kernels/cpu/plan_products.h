@@ -20,7 +20,7 @@ class Products : public Op {
     bool is_residual;  // out is added to
   };
   Products(std::string name, std::vector<Part> parts) : Op(std::move(name)), parts_(std::move(parts)) {
-    for (const Part& part : parts_) tiles_ += part.weight->tiles();
+    for (const Part& part : parts_) tiles_ += part.weight->tiles;
   }
 
   void prepare(const Step&) override { fits_.store(true, std::memory_order_relaxed); }
@@ -30,7 +30,7 @@ class Products : public Op {
     const int64_t piece = step.rows(*parts_[0].x) < CODE_BLOCK ? 4 : 2;
     team.share(tiles_, piece, [&](int64_t begin, int64_t end) {
       for (const Part& part : parts_) {
-        const int64_t tiles = part.weight->tiles(), from = std::max<int64_t>(begin, 0), to = std::min(end, tiles);
+        const int64_t tiles = part.weight->tiles, from = std::max<int64_t>(begin, 0), to = std::min(end, tiles);
         if (from < to && !step.kernels->linear(arguments(part, step), from, to))
           fits_.store(false, std::memory_order_relaxed);
         begin -= tiles, end -= tiles;

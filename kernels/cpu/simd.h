@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #ifdef TINYCLUSTER_X86
 #include <immintrin.h>
 #endif
@@ -17,11 +18,24 @@
 #include "simd_plain.h"
 #endif
 
+// A block's sums stay in registers only if what adds to them is part of the same function.
+#define INLINE inline __attribute__((always_inline))
+
 // Everything below is built from the lane operations above.
 namespace {
 
 constexpr int LANES = 16;
 
+inline int32_t bits_of(float value) {
+  int32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float float_of_bits(int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // The first n lanes from memory, zeros in the rest.

@@ -99,10 +99,33 @@ inline I32x16 join_bytes(I32x16 high, I32x16 low) {
   return {_mm256_add_epi32(_mm256_slli_epi32(high.low, 8), low.low),
           _mm256_add_epi32(_mm256_slli_epi32(high.high, 8), low.high)};
 }
-inline void round_to_int(int32_t* p, F32x16 x) {
-  __m256i* v = reinterpret_cast<__m256i*>(p);
-  _mm256_storeu_si256(v, _mm256_cvtps_epi32(x.low));
-  _mm256_storeu_si256(v + 1, _mm256_cvtps_epi32(x.high));
+inline I32x16 round_to_int(F32x16 x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
+inline I32x16 magnitude_bits(F32x16 x) {
+  const F32x16 magnitude = abs(x);
+  return {_mm256_castps_si256(magnitude.low), _mm256_castps_si256(magnitude.high)};
+}
+inline I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+inline int32_t max_lanes(I32x16 x) {
+  const __m256i eight = _mm256_max_epi32(x.low, x.high);
+  const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_max_epi32(four, _mm_srli_si128(four, 8));
+  return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_srli_si128(two, 4)));
+}
+inline I32x16 add(I32x16 a, I32x16 b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+inline int32_t add_lanes(I32x16 x) {
+  const __m256i eight = _mm256_add_epi32(x.low, x.high);
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_srli_si128(four, 8));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_srli_si128(two, 4)));
+}
+inline __m256i high_bytes(__m256i x) { return _mm256_srai_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(128)), 8); }
+inline I32x16 high_bytes(I32x16 x) { return {high_bytes(x.low), high_bytes(x.high)}; }
+inline void store_bytes(int8_t* p, I32x16 x) {
+  int32_t lanes[16];
+  __m256i* v = reinterpret_cast<__m256i*>(lanes);
+  _mm256_storeu_si256(v, x.low);
+  _mm256_storeu_si256(v + 1, x.high);
+  for (int i = 0; i < 16; ++i) p[i] = int8_t(lanes[i]);
 }
 inline U8x64 load_bytes(const uint8_t* p) {
   const __m256i* v = reinterpret_cast<const __m256i*>(p);
@@ -127,16 +150,11 @@ inline I32x16 dot(I32x16 sum, U8x64 bytes, int32_t quad) {
 }
 
 // AVX2 cannot convert 64-bit integers, so these two go lane by lane.
-inline bool add_fixed(int64_t* sum, F32x16 x, float limit) {
+inline void add_fixed(int64_t* sum, F32x16 x) {
   float lanes[16];
   store(lanes, x);
-  bool fits = true;
-  for (int i = 0; i < 16; ++i) {
-    const bool ok = std::fabs(lanes[i]) < limit;
-    fits &= ok;
-    sum[i] += ok ? _mm_cvtsd_si64(_mm_set_sd(double(lanes[i]) * 0x1p32)) : 0;
-  }
-  return fits;
+  for (int i = 0; i < 16; ++i)
+    sum[i] = int64_t(uint64_t(sum[i]) + uint64_t(_mm_cvtsd_si64(_mm_set_sd(double(lanes[i]) * 0x1p32))));
 }
 inline F32x16 load_fixed(const int64_t* sum) {
   float lanes[16];

@@ -70,7 +70,16 @@ inline float max_lanes(F32x16 x) {
 inline I32x16 iset1(int32_t value) { return {_mm512_set1_epi32(value)}; }
 inline F32x16 to_f32(I32x16 x) { return _mm512_cvtepi32_ps(x.v); }
 inline I32x16 join_bytes(I32x16 high, I32x16 low) { return {_mm512_add_epi32(_mm512_slli_epi32(high.v, 8), low.v)}; }
-inline void round_to_int(int32_t* p, F32x16 x) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(x)); }
+inline I32x16 round_to_int(F32x16 x) { return {_mm512_cvtps_epi32(x)}; }
+inline I32x16 magnitude_bits(F32x16 x) { return {_mm512_castps_si512(_mm512_abs_ps(x))}; }
+inline I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline int32_t max_lanes(I32x16 x) { return _mm512_reduce_max_epi32(x.v); }
+inline I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline int32_t add_lanes(I32x16 x) { return _mm512_reduce_add_epi32(x.v); }
+inline I32x16 high_bytes(I32x16 x) { return {_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128)), 8)}; }
+inline void store_bytes(int8_t* p, I32x16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
+}
 inline U8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline U8x64 low_nibbles(U8x64 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
 inline U8x64 high_nibbles(U8x64 x) { return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))}; }
@@ -87,13 +96,12 @@ inline I32x16 dot(I32x16 sum, U8x64 bytes, int32_t quad) {
 #endif
 }
 
-inline bool add_fixed(int64_t* sum, F32x16 x, float limit) {
+inline void add_fixed(int64_t* sum, F32x16 x) {
   const F32x16 scaled = _mm512_mul_ps(x, _mm512_set1_ps(0x1p32f));
   const __m512i low = _mm512_cvtps_epi64(_mm512_castps512_ps256(scaled));
   const __m512i high = _mm512_cvtps_epi64(_mm512_extractf32x8_ps(scaled, 1));
   _mm512_storeu_si512(sum, _mm512_add_epi64(_mm512_loadu_si512(sum), low));
   _mm512_storeu_si512(sum + 8, _mm512_add_epi64(_mm512_loadu_si512(sum + 8), high));
-  return _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(limit), _CMP_LT_OQ) == 0xffff;
 }
 inline F32x16 load_fixed(const int64_t* sum) {
   const __m256 low = _mm512_cvtepi64_ps(_mm512_loadu_si512(sum)),

@@ -142,7 +142,42 @@ inline I32x16 join_bytes(I32x16 high, I32x16 low) {
   EACH_LANE low.lane[i] += high.lane[i] * 256;
   return low;
 }
-inline void round_to_int(int32_t* p, F32x16 x) { EACH_LANE p[i] = int32_t(std::nearbyint(x.lane[i])); }
+inline I32x16 round_to_int(F32x16 x) {
+  I32x16 r;
+  EACH_LANE r.lane[i] = int32_t(std::nearbyint(x.lane[i]));
+  return r;
+}
+// The bits of |x|, which as integers have the order of the numbers; infinity and NaN come last.
+inline I32x16 magnitude_bits(F32x16 x) {
+  I32x16 r;
+  std::memcpy(r.lane, &x, sizeof r.lane);
+  EACH_LANE r.lane[i] &= 0x7fffffff;
+  return r;
+}
+inline I32x16 max(I32x16 a, I32x16 b) {
+  EACH_LANE a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return a;
+}
+inline int32_t max_lanes(I32x16 x) {
+  int32_t most = x.lane[0];
+  EACH_LANE most = most > x.lane[i] ? most : x.lane[i];
+  return most;
+}
+inline I32x16 add(I32x16 a, I32x16 b) {
+  EACH_LANE a.lane[i] += b.lane[i];
+  return a;
+}
+inline int32_t add_lanes(I32x16 x) {
+  int32_t sum = 0;
+  EACH_LANE sum += x.lane[i];
+  return sum;
+}
+// x = 256 * high + low with both in -128 .. 127: the high one, of which `store_bytes` takes the lowest byte of a lane.
+inline I32x16 high_bytes(I32x16 x) {
+  EACH_LANE x.lane[i] = (x.lane[i] + 128) >> 8;
+  return x;
+}
+inline void store_bytes(int8_t* p, I32x16 x) { EACH_LANE p[i] = int8_t(x.lane[i]); }
 inline U8x64 load_bytes(const uint8_t* p) {
   U8x64 r;
   std::memcpy(r.byte, p, 64);
@@ -164,15 +199,9 @@ inline I32x16 dot(I32x16 sum, U8x64 bytes, int32_t quad) {
   return sum;
 }
 
-// sum[i] += round(x[i] * 2^32). False if a lane is not smaller than limit in magnitude (NaN included).
-inline bool add_fixed(int64_t* sum, F32x16 x, float limit) {
-  bool fits = true;
-  EACH_LANE {
-    const bool ok = std::fabs(x.lane[i]) < limit;
-    fits &= ok;
-    sum[i] += ok ? std::llrint(double(x.lane[i]) * 0x1p32) : 0;
-  }
-  return fits;
+// sum[i] += round(x[i] * 2^32); any number where that is too large.
+inline void add_fixed(int64_t* sum, F32x16 x) {
+  EACH_LANE sum[i] = int64_t(uint64_t(sum[i]) + uint64_t(std::llrint(double(x.lane[i]) * 0x1p32)));
 }
 // float32(sum[i]), rounded once, times 2^-32.
 inline F32x16 load_fixed(const int64_t* sum) {
