@@ -34,8 +34,7 @@ struct Sums {
 // Columns [k0, k1) of dense weights: sum = fma(w, x, sum), k ascending.
 template <class Element, int NT, int TB>
 INLINE void dense_chain(const Tiles<NT>& tiles, const float* x, int64_t K, int64_t k0, int64_t k1, int64_t ahead,
-                        Sums<NT, TB>& sums) {
-  Sums<NT, TB> acc = sums;  // a copy can live in registers
+                        Sums<NT, TB>& acc) {
   for (int64_t k = k0; k < k1; ++k) {
     F32x16 column[NT];
     UNROLL
@@ -50,7 +49,6 @@ INLINE void dense_chain(const Tiles<NT>& tiles, const float* x, int64_t K, int64
       for (int n = 0; n < NT; ++n) acc.sum[n][t] = fma(column[n], value, acc.sum[n][t]);
     }
   }
-  sums = acc;
 }
 
 // dots[n][t] += the products of one group's weights with one plane of the codes.
@@ -140,7 +138,8 @@ struct Block {
         ahead(ahead) {}
 
   // Steps [begin, end): columns for dense weights, groups for grouped ones.
-  INLINE void add(int64_t begin, int64_t end, Sums<NT, TB>& acc) const {
+  INLINE void add(int64_t begin, int64_t end, Sums<NT, TB>& sums) const {
+    Sums<NT, TB> acc = sums;  // a copy can live in registers
     if constexpr (BITS > 0) {
       for (int64_t g = begin; g < end; ++g) add_group<FORMAT, BITS>(tiles, codes, g, ahead, acc);
     } else {
@@ -148,6 +147,7 @@ struct Block {
       if constexpr (FORMAT == Format::f16) dense_chain<F16Bits>(tiles, x, w.K, begin, end, ahead, acc);
       if constexpr (FORMAT == Format::bf16) dense_chain<BF16Bits>(tiles, x, w.K, begin, end, ahead, acc);
     }
+    sums = acc;
   }
   int64_t steps() const { return BITS ? w.groups : w.K; }
   int64_t steps_per_unit() const { return BITS ? w.groups_per_unit : w.unit; }
