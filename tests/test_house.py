@@ -31,7 +31,7 @@ HOMES = {
     "click": ("serve/",),
     "rich": ("serve/",),
     "sqlalchemy": ("serve/",),
-    "matplotlib": ("serve/bench/plot.py",),
+    "matplotlib": ("serve/bench/plot.py", "serve/bench/growth_plot.py"),
     "llama_cpp": ("serve/bench/peers/",),
     "torch": ("serve/bench/peers/",),
     "transformers": ("serve/bench/peers/",),

@@ -120,7 +120,10 @@ def draw_prompts(rng: np.random.Generator, vocab_size: int, num_prompts: int, in
 
 class EngineOptions(Protocol):
     @property
-    def lengths(self) -> Lengths: ...
+    def lengths(self) -> Lengths:
+        """Of the longest request."""
+        ...
+
     @property
     def num_batches(self) -> int: ...
 
@@ -154,14 +157,16 @@ def measure(
         "weights": next(entry.weights for entry in settings.models if entry.name == engine.name),
         "mesh": {"tensor": engine.mesh.tensor, "pipeline": engine.mesh.pipeline},
         "address": settings.cluster.address,
-        "input_len": options.lengths.input_len,
-        "output_len": options.lengths.output_len,
         **figures,
     }
 
 
 def title(result: Mapping[str, Any]) -> str:
     """`smollm2 (stored), tensor 2 x pipeline 1, local: 32 tokens in, 128 out`."""
+    return f"{engine_title(result)}: {result['input_len']} tokens in, {result['output_len']} out"
+
+
+def engine_title(result: Mapping[str, Any]) -> str:
+    """`smollm2 (stored), tensor 2 x pipeline 1, local`."""
     mesh = f"tensor {result['mesh']['tensor']} × pipeline {result['mesh']['pipeline']}"
-    lengths = f"{result['input_len']} tokens in, {result['output_len']} out"
-    return f"{result['model']} ({result['weights']}), {mesh}, {result['address']}: {lengths}"
+    return f"{result['model']} ({result['weights']}), {mesh}, {result['address']}"

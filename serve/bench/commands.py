@@ -24,7 +24,7 @@ from tinycluster.serve.bench.options import (
     WarmupsOption,
     parse_numbers,
 )
-from tinycluster.serve.bench.speed_commands import kernels, peers
+from tinycluster.serve.bench.speed_commands import growth, kernels, peers
 from tinycluster.serve.console import own_stdout
 from tinycluster.serve.options import (
     ConfigArgument,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 bench_app = typer.Typer(help="Measure latency, throughput and accuracy.", no_args_is_help=True)
 bench_app.command()(kernels)
 bench_app.command()(peers)
+bench_app.command()(growth)
 
 
 class Dataset(StrEnum):

@@ -69,7 +69,7 @@ async def run(
             on_done(1)
     if options.trace is not None:
         write_trace(options.trace, engine.name, recordings)
-    return {"results": results}
+    return {"input_len": options.lengths.input_len, "output_len": options.lengths.output_len, "results": results}
 
 
 def summarize(timings: Sequence[BatchTiming], percentiles: Sequence[float]) -> dict[str, Any]:

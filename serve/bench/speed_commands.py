@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,12 +11,23 @@ from tinycluster.serve.bench.options import (
     IterationsOption,
     JsonOption,
     ModelOption,
+    OutputLenOption,
     SeedOption,
+    WarmupsOption,
     parse_names,
     parse_numbers,
 )
 from tinycluster.serve.console import own_stdout
-from tinycluster.serve.options import ConfigArgument, SetOption, TensorOption, load, mesh_overrides
+from tinycluster.serve.options import (
+    ConfigArgument,
+    LocalOption,
+    PipelineOption,
+    SetOption,
+    TensorOption,
+    WeightsOption,
+    load,
+    mesh_overrides,
+)
 
 
 def kernels(
@@ -82,3 +94,45 @@ def peers(
     with own_stdout() as out:
         result = bench.run(settings, model, options, source=(config, assignments or ()), hidden=as_json)
         print(json.dumps(result) if as_json else bench.markdown(result), file=out)
+
+
+def growth(
+    config: ConfigArgument,
+    model: ModelOption = None,
+    num_prompts: Annotated[str, typer.Option(help="Requests together, growing numbers between commas.")] = (
+        "1,2,4,8,16,32,64"
+    ),
+    input_lens: Annotated[str, typer.Option(help="Tokens of one prompt, growing numbers between commas.")] = (
+        "16,32,64,128,256,512,1024,2048,4096"
+    ),
+    output_len: OutputLenOption = 32,
+    num_iters_warmup: WarmupsOption = 1,
+    num_iters: IterationsOption = 3,
+    seed: SeedOption = 0,
+    plot: Annotated[Path | None, typer.Option(help="Write the curves as a PNG or SVG.")] = None,
+    as_json: JsonOption = False,
+    local: LocalOption = False,
+    tensor: TensorOption = None,
+    pipeline: PipelineOption = None,
+    weights: WeightsOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """Measure decode against the number of requests, and prefill and decode against the length before them.
+
+    Sets limits.max_running and limits.max_model_len so that all of it fits.
+    """
+    from tinycluster.serve.bench import growth as bench
+    from tinycluster.serve.bench.batch import measure
+    from tinycluster.serve.bench.console import print_result
+    from tinycluster.serve.bench.growth_plot import check_growth_plot, plot_growth
+
+    counts, sizes = parse_numbers(num_prompts, "--num-prompts"), parse_numbers(input_lens, "--input-lens")
+    options = bench.GrowthOptions(counts, sizes, output_len, num_iters_warmup, num_iters, seed)
+    if plot is not None:
+        check_growth_plot(plot)
+    settings = load(config, mesh_overrides(local, tensor, pipeline, weights) | options.limits, assignments)
+    with own_stdout() as out:
+        result = measure(settings, model, options, bench.run, hidden=as_json)
+        print_result(out, result, bench.table, as_json=as_json)
+    if plot is not None:
+        plot_growth(plot, result)

@@ -46,7 +46,11 @@ async def run(
             prompts = draw_prompts(rng, vocab_size, num_requests, options.lengths.input_len)
             timings.append(await run_batch(engine, prompts, options.lengths.output_len, clock))
             on_done(1)
-    return summarize(alone[options.num_warmups :], together[options.num_warmups :], options.num_requests)
+    return {
+        "input_len": options.lengths.input_len,
+        "output_len": options.lengths.output_len,
+        **summarize(alone[options.num_warmups :], together[options.num_warmups :], options.num_requests),
+    }
 
 
 def summarize(alone: Sequence[BatchTiming], together: Sequence[BatchTiming], num_requests: int) -> dict[str, Any]:
