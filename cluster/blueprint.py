@@ -13,8 +13,8 @@ from tinycluster.engine.models.registry import build, weight_specs
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.models.stage import Stage
 from tinycluster.engine.scheduler import SchedulerLimits
-from tinycluster.kernels.executor import PagedCache
 from tinycluster.kernels.formats import Format
+from tinycluster.kernels.paged_cache import KVDtype, PagedCache
 from tinycluster.kernels.program import KVShape
 from tinycluster.parallel.mesh import Mesh
 from tinycluster.parallel.units import Shares
@@ -40,6 +40,7 @@ class Blueprint:
     max_model_len: int
     num_blocks: int
     block_tokens: int
+    kv_dtype: KVDtype
     step_timeout_s: float
 
     @property
@@ -83,6 +84,7 @@ def draw(
         max_model_len=max_model_len,
         num_blocks=_num_blocks(model, config, mesh, stages, max_model_len),
         block_tokens=model.kv_cache.block_tokens,
+        kv_dtype=model.kv_cache.dtype,
         step_timeout_s=step_timeout_s,
     )
 
@@ -107,8 +109,8 @@ def _num_blocks(
     model: ModelSettings, config: ModelConfig, mesh: Mesh, stages: tuple[range, ...], max_model_len: int
 ) -> int:
     """Blocks that fit kv_cache.memory on every rank, at most what all running requests can fill."""
-    block_tokens = model.kv_cache.block_tokens
-    block_bytes = max(PagedCache.bytes_per_block(kv, block_tokens) for kv in _kv_shapes(config, mesh, stages))
+    block_tokens, dtype = model.kv_cache.block_tokens, model.kv_cache.dtype
+    block_bytes = max(PagedCache.bytes_per_block(kv, block_tokens, dtype) for kv in _kv_shapes(config, mesh, stages))
     num_useful = -(-max_model_len // block_tokens) * model.limits.max_running
     if block_bytes == 0:
         return num_useful

@@ -12,6 +12,7 @@ from tinycluster.engine.weights import BYTES_PER_WEIGHT, held_format
 from tinycluster.kernels import program as p
 from tinycluster.kernels.formats import GROUP
 from tinycluster.kernels.memory_plan import place, row_bytes
+from tinycluster.kernels.paged_cache import PagedCache
 from tinycluster.kernels.passes import MatrixShape, optimize, reads, walk, writes
 from tinycluster.kernels.program import Op, Program
 from tinycluster.parallel.units import Shares, WeightSpec
@@ -30,6 +31,7 @@ def explain(blueprint: Blueprint, checkpoint: Checkpoint, rank: int, *, max_toke
     return "\n".join(
         [
             title,
+            _cache(program, blueprint),
             "",
             f"As the model file states it: {len(program.ops)} ops, {len(program.buffers)} buffers, {apart:,} bytes",
             *_table(program, shapes),
@@ -38,6 +40,12 @@ def explain(blueprint: Blueprint, checkpoint: Checkpoint, rank: int, *, max_toke
             *_table(plan, shapes),
         ]
     )
+
+
+def _cache(program: Program, blueprint: Blueprint) -> str:
+    blocks, tokens, dtype = blueprint.num_blocks, blueprint.block_tokens, blueprint.kv_dtype
+    num_bytes = blocks * PagedCache.bytes_per_block(program.kv, tokens, dtype)
+    return f"Keys and values in {dtype}: {blocks:,} blocks of {tokens} tokens, {num_bytes:,} bytes"
 
 
 def _matrix_shapes(

@@ -17,8 +17,9 @@ from tinycluster.engine.rope import rope_table
 from tinycluster.engine.runner import Runner
 from tinycluster.engine.sampler import Sampler
 from tinycluster.engine.weights import load_weights, loaded_bytes
-from tinycluster.kernels.executor import NativeExecutor, PagedCache
+from tinycluster.kernels.executor import NativeExecutor
 from tinycluster.kernels.packing import PackedWeight
+from tinycluster.kernels.paged_cache import PagedCache
 from tinycluster.kernels.program import F32, Program
 from tinycluster.parallel.pipeline import StageCollectives
 
@@ -82,7 +83,7 @@ def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, 
         model.program,
         model.weights,
         model.rope,
-        PagedCache(model.program.kv, blueprint.num_blocks, blueprint.block_tokens),
+        PagedCache(model.program.kv, blueprint.num_blocks, blueprint.block_tokens, blueprint.kv_dtype),
         StageCollectives(neighbours.tensor_group, neighbours.previous, neighbours.next),
         num_threads,
         activation_bits=blueprint.activation_bits,

@@ -21,8 +21,9 @@ from tinycluster.engine.models.stage import Stage
 from tinycluster.engine.rope import rope_table
 from tinycluster.engine.tensor_table import TensorEntry
 from tinycluster.engine.weights import load_weights
-from tinycluster.kernels.executor import NativeExecutor, PagedCache
+from tinycluster.kernels.executor import NativeExecutor
 from tinycluster.kernels.formats import DenseTensor, HostTensor, dequantize, f32_to_bf16
+from tinycluster.kernels.paged_cache import KVDtype, PagedCache
 from tinycluster.kernels.program import F32, Batch
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.pipeline import StageCollectives
@@ -75,7 +76,13 @@ class RoundedToBf16:
 
 
 def load_executor(
-    checkpoint: Checkpoint, weights: WeightsFormat, *, window: int, num_threads: int, activation_bits: int = 16
+    checkpoint: Checkpoint,
+    weights: WeightsFormat,
+    *,
+    window: int,
+    num_threads: int,
+    activation_bits: int = 16,
+    kv_dtype: KVDtype = "f32",
 ) -> NativeExecutor:
     """The whole model on one rank, with a cache for one request of `window` tokens."""
     config = checkpoint.config
@@ -86,7 +93,7 @@ def load_executor(
         program,
         load_weights(source, specs, shares, None if weights == "stored" else weights),
         rope_table(config, window),
-        PagedCache(program.kv, _num_blocks(window), BLOCK_TOKENS),
+        PagedCache(program.kv, _num_blocks(window), BLOCK_TOKENS, kv_dtype),
         StageCollectives(LocalGroup(1, timeout_s=COLLECTIVE_TIMEOUT_S).communicator(0), None, None),
         num_threads,
         activation_bits=activation_bits,

@@ -60,6 +60,7 @@ def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hi
                 window=options.window,
                 num_threads=options.threads or num_cores(),
                 activation_bits=entry.activation_bits,
+                kv_dtype=entry.kv_cache.dtype,
             )
             measured = measure(executor, tokens, window=options.window, on_tokens=on_tokens)
             reference = reference or measured

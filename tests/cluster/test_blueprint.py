@@ -12,7 +12,7 @@ from tinycluster.cluster.blueprint import Blueprint, draw, scheduler_limits
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ConfigError
 from tinycluster.engine.models.registry import build
-from tinycluster.kernels.executor import PagedCache
+from tinycluster.kernels.paged_cache import PagedCache
 
 
 def drawn(path: Path, **model: Any) -> Blueprint:
@@ -26,12 +26,17 @@ def block_bytes(blueprint: Blueprint, path: Path) -> list[int]:
     programs = [
         build(config, blueprint.stage(rank), blueprint.shares(rank, config))[0] for rank in range(blueprint.mesh.size)
     ]
-    return [PagedCache.bytes_per_block(program.kv, blueprint.block_tokens) for program in programs]
+    return [PagedCache.bytes_per_block(program.kv, blueprint.block_tokens, blueprint.kv_dtype) for program in programs]
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8"])
 @pytest.mark.parametrize("mesh", [{}, {"tensor": 2}, {"tensor": 2, "pipeline": 3}, {"tensor": 12}])
-def test_every_ranks_blocks_fit_its_memory_and_one_more_would_not(tiny_model: Path, mesh: dict[str, int]) -> None:
-    blueprint = drawn(tiny_model, mesh=mesh, kv_cache={"memory": "200KiB"})
+def test_every_ranks_blocks_fit_its_memory_and_one_more_would_not(
+    tiny_model: Path, mesh: dict[str, int], dtype: str
+) -> None:
+    limits = {"max_model_len": 128, "max_running": 4096}
+    blueprint = drawn(tiny_model, mesh=mesh, limits=limits, kv_cache={"memory": "200KiB", "dtype": dtype})
+    assert blueprint.kv_dtype == dtype
     largest = max(block_bytes(blueprint, tiny_model))
     assert blueprint.num_blocks * largest <= 200 * 1024 < (blueprint.num_blocks + 1) * largest
 

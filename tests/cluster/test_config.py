@@ -103,6 +103,7 @@ def test_a_flag_of_another_form_is_refused(text: str) -> None:
         ("models.0.mesh.weights=[1, 0]", "weights must be positive numbers, got [1.0, 0.0]"),
         ("mesh.layers=[1, 2]", "layers must hold one count per pipeline stage (1), got [1, 2]"),
         ("kv_cache.block_tokens=24", "kv_cache.block_tokens must be a power of two from 16 to 256, got 24"),
+        ("kv_cache.dtype=f16", 'kv_cache.dtype must be "f32", "bf16" or "q8", got \'f16\''),
         ("kv_cache.memory=1Gi", 'kv_cache.memory must be bytes with a unit like "512MiB" or "1GiB", got \'1Gi\''),
         ("weights=q5", 'models.0.weights must be "stored", "f32", "bf16", "f16", "q8" or "q4", got \'q5\''),
         ("threads=0", "models.0.threads must be auto or a number from 1 to 1024, got 0"),

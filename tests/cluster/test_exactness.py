@@ -89,6 +89,17 @@ def test_every_format_is_exact_on_every_mesh(tmp_path: Path, case: str, weights:
     assert answers(folder, PROMPTS, SAMPLED, weights=weights, mesh={"tensor": 3, "pipeline": 2}) == alone
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "q8"])
+def test_rounded_keys_and_values_are_exact_on_every_mesh_and_round(tmp_path: Path, dtype: str) -> None:
+    folder = write_folder(tmp_path, CASES["qwen3_tied"], seed=9)
+    kv_cache = {"memory": "4MiB", "dtype": dtype}
+    alone = answers(folder, PROMPTS, SAMPLED, kv_cache=kv_cache)
+    mesh, limits = {"tensor": 3, "pipeline": 2}, {"max_model_len": 128, "step_tokens": 7}
+    assert answers(folder, PROMPTS, SAMPLED, kv_cache=kv_cache, mesh=mesh) == alone
+    assert answers(folder, PROMPTS, SAMPLED, kv_cache=kv_cache, limits=limits, threads=3) == alone
+    assert answers(folder, PROMPTS, SAMPLED) != alone
+
+
 def test_8_bit_activations_are_exact_too_and_round_more(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, CASES["qwen3_tied"], seed=9)
     alone = answers(folder, PROMPTS, SAMPLED, weights="q8", activations="int8")

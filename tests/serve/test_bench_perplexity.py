@@ -13,11 +13,13 @@ from tests.serve.command_line import Outcome, tinycluster
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ConfigError
 from tinycluster.kernels.formats import dequantize
+from tinycluster.kernels.paged_cache import KVDtype
 from tinycluster.kernels.program import F32, Batch
 from tinycluster.serve.bench.perplexity import (
     CHUNK_TOKENS,
     Perplexity,
     RoundedToBf16,
+    load_executor,
     measure,
     negative_log_likelihood,
 )
@@ -25,6 +27,8 @@ from tinycluster.serve.bench.perplexity_formats import parse_formats
 
 TEXT = Path(__file__).parent / "data" / "alice.txt"
 VOCAB_SIZE = 11
+# Of the perplexity: bfloat16 keeps 8 bits of each number, q8 about 7 of the largest in a group, both without bias.
+KV_BOUNDS: dict[KVDtype, float] = {"bf16": 0.005, "q8": 0.005}
 
 
 def made_up_logits(context: list[int]) -> list[float]:
@@ -160,6 +164,21 @@ def test_integer_formats_of_the_real_model_stay_close_to_float32_arithmetic(conf
     assert abs(change["stored"]) < 0.005
     assert abs(change["q8"]) < 0.005
     assert abs(change["q4"]) < 0.08
+
+
+def test_rounded_keys_and_values_of_the_real_model_stay_close_to_float32_ones(smollm2_path: Path) -> None:
+    """As stored, so that the cache alone differs; 2,048 tokens of context reach over many segments."""
+    checkpoint = open_checkpoint(smollm2_path)
+    tokens = checkpoint.tokenizer().encode(TEXT.read_text(encoding="utf-8"), add_special_tokens=True)[:2048]
+
+    def measured(dtype: KVDtype) -> Perplexity:
+        executor = load_executor(checkpoint, "stored", window=2048, num_threads=2, kv_dtype=dtype)
+        return measure(executor, tokens, window=2048)
+
+    exact = measured("f32")
+    for dtype, bound in KV_BOUNDS.items():
+        change, _ = measured(dtype).relative_to(exact)
+        assert 0 < abs(change) < bound
 
 
 def test_a_table_names_each_format_with_its_distance_from_float32(config: Path) -> None:
