@@ -23,8 +23,6 @@ inline CodesRecord codes_record(const Codes& codes, uint8_t* block, int64_t g, i
   return {block + g * n * Codes::token_bytes(codes.bits), codes.bits, n};
 }
 
-constexpr int32_t INFINITY_BITS = 0x7f800000;
-
 // The lowest bytes of 16 codes: four quads, between which lie those of the other tokens.
 inline void store_quads(int8_t* quad, I32x16 codes, int64_t n) {
   int8_t bytes[LANES];

@@ -38,15 +38,15 @@ struct Q8Codes {
   static void round(const float* x, int64_t n, Code* codes, float* scales) {
     for (int64_t g = 0; g * KV_GROUP < n; ++g, x += KV_GROUP, codes += KV_GROUP) {
       const int left = int(n - g * KV_GROUP), right = left < LANES ? 0 : left - LANES;
-      const F32x16 low = load_first(x, left), high = right ? load_first(x + LANES, right) : set1(0.0f),
-                   zero = set1(0.0f);
-      const float most = max_lanes(max(max(low, sub(zero, low)), max(high, sub(zero, high))));
-      const bool is_finite = add_lanes(fma(low, zero, mul(high, zero))) == 0.0f;
-      const F32x16 inverse = set1(is_finite && most > 1e-30f ? 127.0f / most : 0.0f);
-      int32_t wide[KV_GROUP];
-      round_to_int(wide, is_finite ? mul(low, inverse) : zero);
-      round_to_int(wide + LANES, is_finite ? mul(high, inverse) : zero);
-      for (int i = 0; i < KV_GROUP && i < left; ++i) codes[i] = Code(wide[i]);
+      const F32x16 low = load_first(x, left), high = right ? load_first(x + LANES, right) : set1(0.0f);
+      const int32_t most_bits = max_lanes(max(magnitude_bits(low), magnitude_bits(high)));
+      const bool is_finite = most_bits < INFINITY_BITS;
+      const float most = float_of_bits(most_bits);
+      const F32x16 inverse = set1(most > 1e-30f ? 127.0f / most : 0.0f), zero = set1(0.0f);
+      int8_t bytes[KV_GROUP];
+      store_bytes(bytes, round_to_int(is_finite ? mul(low, inverse) : zero));
+      store_bytes(bytes + LANES, round_to_int(is_finite ? mul(high, inverse) : zero));
+      std::memcpy(codes, bytes, left < KV_GROUP ? left : KV_GROUP);
       scales[g] = is_finite ? most / 127.0f : NAN;
     }
   }

@@ -31,6 +31,7 @@ inline int32_t bits_of(float value) {
   std::memcpy(&bits, &value, 4);
   return bits;
 }
+constexpr int32_t INFINITY_BITS = 0x7f800000;
 inline float float_of_bits(int32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
