@@ -90,6 +90,7 @@ _SHARES = {
     "decode_compute_share": "compute",
     "decode_communicate_share": "communicate",
     "decode_wait_share": "wait",
+    "decode_plan_wait_share": "of it, wait for the plan",
     "decode_longest_wait_share": "wait, of the rank that waits most",
 }
 

@@ -36,25 +36,29 @@ def decode_shares(timelines: Sequence[Timeline]) -> dict[str, float]:
     """
     steps = [[step for step in timeline.steps[1:] if step.num_tokens == step.num_requests] for timeline in timelines]
     spent_ns = np.array([_spent_ns(of_rank) for of_rank in steps], np.float64)
-    total_ns, wait_ns, communicate_ns = spent_ns.T
-    waits, communicates = wait_ns / np.maximum(total_ns, 1), communicate_ns / np.maximum(total_ns, 1)
+    total_ns, plan_wait_ns, other_wait_ns, communicate_ns = spent_ns.T
+    plan_waits, other_waits, communicates = np.array([plan_wait_ns, other_wait_ns, communicate_ns]) / np.maximum(
+        total_ns, 1
+    )
+    waits = plan_waits + other_waits
     return {
         "traced_decode_steps": len(steps[0]),
         "decode_compute_share": float(np.mean(1 - waits - communicates)),
         "decode_communicate_share": float(np.mean(communicates)),
         "decode_wait_share": float(np.mean(waits)),
+        "decode_plan_wait_share": float(np.mean(plan_waits)),
         "decode_longest_wait_share": float(np.max(waits)),
     }
 
 
-def _spent_ns(steps: Sequence[TracedStep]) -> tuple[int, int, int]:
-    """(all, waiting, communicating) of one rank."""
+def _spent_ns(steps: Sequence[TracedStep]) -> tuple[int, int, int, int]:
+    """(all, waiting for plans, waiting for other ranks, communicating) of one rank."""
     by_kind = {"compute": 0, "communicate": 0, "wait": 0}
-    for step in steps:
-        by_kind["wait"] += step.start_ns - step.wait_start_ns
-        for span in step.spans:
-            by_kind[span.kind] += span.end_ns - span.start_ns
-    return sum(step.end_ns - step.wait_start_ns for step in steps), by_kind["wait"], by_kind["communicate"]
+    for span in (span for step in steps for span in step.spans):
+        by_kind[span.kind] += span.end_ns - span.start_ns
+    total_ns = sum(step.end_ns - step.wait_start_ns for step in steps)
+    plan_wait_ns = sum(step.start_ns - step.wait_start_ns for step in steps)
+    return total_ns, plan_wait_ns, by_kind["wait"], by_kind["communicate"]
 
 
 def write_trace(path: Path, name: str, recordings: Sequence[Sequence[Timeline]]) -> None:

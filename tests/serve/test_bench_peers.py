@@ -138,10 +138,13 @@ def test_the_table_has_medians_and_the_spread_of_the_ratios() -> None:
     rates, _ = played(options)
     rows = [bench.row("q8", task, rates[task.name]) for task in options.tasks]
     engines = {bench.OURS: {"version": "1", "settings": "fast"}, "other": {"version": "2", "settings": "slow"}}
-    lines = bench.markdown({"file": "a.gguf", "rounds": 3, "engines": engines, "results": rows}).splitlines()
+    result = {"file": "a.gguf", "rounds": 3, "load_before": 0.1, "engines": engines, "results": rows}
+    lines = bench.markdown(result).splitlines()
     assert lines[2] == "| tokens/s | weights | tinycluster | other | ratio to other |"
     assert lines[5] == "| prefill, 40 tokens | q8 | 800 | 50 | 16.00 (10.00–22.00) |"
     assert lines[-2:] == ["- tinycluster 1: fast", "- other 2: slow"]
+    busy = bench.markdown(result | {"load_before": 2.04}).splitlines()
+    assert busy == [*lines, "- **the machine was not idle**: its load was 2.0 before the first turn"]
 
 
 def test_an_engine_that_is_not_installed_is_named_with_the_extra(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

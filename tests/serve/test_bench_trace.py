@@ -70,7 +70,7 @@ def test_the_file_has_a_lane_per_rank_and_ops_inside_their_steps(
         shares = [row[f"decode_{kind}_share"] for kind in ("compute", "communicate", "wait")]
         assert sum(shares) == pytest.approx(1)
         assert min(shares) > 0
-        assert 1 >= row["decode_longest_wait_share"] >= row["decode_wait_share"]
+        assert 1 >= row["decode_longest_wait_share"] >= row["decode_wait_share"] >= row["decode_plan_wait_share"]
         assert row["traced_decode_steps"] >= 4 - 1
 
 
@@ -91,6 +91,7 @@ def test_shares_count_the_wait_for_the_plan_and_leave_out_prefills_and_the_first
     shares = decode_shares([busy, waiting])
     assert shares["traced_decode_steps"] == 1
     assert shares["decode_wait_share"] == pytest.approx((0.1 + 0.5) / 2)
+    assert shares["decode_plan_wait_share"] == pytest.approx((0.1 + 0.2) / 2)
     assert shares["decode_longest_wait_share"] == pytest.approx(0.5)
     assert shares["decode_communicate_share"] == pytest.approx(0.1)
     assert shares["decode_compute_share"] == pytest.approx((0.9 + 0.3) / 2)

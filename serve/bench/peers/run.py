@@ -7,6 +7,7 @@ does to all of them: the ratio of a round says more than the rates.
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ from tinycluster.serve.bench.peers.exchange import Opening, Ready, Timing, Work
 OURS = "tinycluster"
 OUR_MODULE = f"{__package__}.own_engine"
 SHORT_PROMPT = 16
+BUSY_LOAD = 0.5
 WEIGHTS = ("stored", "q4", "q8", "bf16")
 
 
@@ -119,6 +121,7 @@ def run(
         raise ConfigError(
             f"bench peers needs a GGUF file that all engines read; {entry.name} comes from {entry.source}"
         )
+    load = os.getloadavg()[0]
     steps = len(options.weights) * (options.rounds + 1) * len(options.tasks)
     results: list[dict[str, Any]] = []
     engines: dict[str, Ready] = {}
@@ -132,6 +135,7 @@ def run(
         "file": checkpoint.path.name,
         "threads": options.threads or num_cores(),
         "rounds": options.rounds,
+        "load_before": load,
         "engines": {name: asdict(ready) for name, ready in engines.items()},
         "results": results,
     }
@@ -222,6 +226,10 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append([row["task"], row["weights"], *rates, *ratios])
     title = f"{result['file']}, medians of {result['rounds']} rounds in turn, ratios with their extremes:"
     engines = [f"- {name} {each['version']}: {each['settings']}" for name, each in result["engines"].items()]
+    if result["load_before"] > BUSY_LOAD:
+        engines.append(
+            f"- **the machine was not idle**: its load was {result['load_before']:.1f} before the first turn"
+        )
     return "\n".join([title, "", *("| " + " | ".join(cells) + " |" for cells in lines), "", *engines])
 
 
