@@ -89,4 +89,4 @@ def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, 
         activation_bits=blueprint.activation_bits,
     )
     sampler = Sampler(executor.cpu)
-    return Runner(executor, sampler, neighbours.tensor_group, is_only_stage=blueprint.mesh.pipeline == 1)
+    return Runner(executor, sampler, neighbours.tensor_group)

@@ -30,16 +30,13 @@ class Executor(Protocol):
 class Runner:
     """Runs the steps of one rank in order.
 
-    Tensor rank 0 of the last stage samples and answers. A pipeline of one stage broadcasts the tokens to its tensor
-    ranks, so that the next step may be planned with PENDING tokens before the driver has seen them; with several
-    stages the first one never learns them and the scheduler plans with max_pending 0.
+    The tensor ranks of the last stage share the rows that are sampled and tell each other the tokens; rank 0 answers.
+    So the next step of a single stage may be planned with PENDING tokens before the driver has seen them; of several
+    stages the first never learns them and the scheduler plans with max_pending 0.
     """
 
-    def __init__(
-        self, executor: Executor, sampler: Sampler, tensor_group: Communicator, *, is_only_stage: bool
-    ) -> None:
+    def __init__(self, executor: Executor, sampler: Sampler, tensor_group: Communicator) -> None:
         self._executor, self._sampler, self._group = executor, sampler, tensor_group
-        self._is_only_stage = is_only_stage
         self._packer = BatchPacker()
         self._last_tokens: dict[int, int] = {}
         self._spans = SpanRecorder()
@@ -67,14 +64,19 @@ class Runner:
         return sorted(self._executor.take_timeline() + self._spans.take(), key=lambda span: span.start_ns)
 
     def _choose(self, rows: list[Row], logits_OV: F32) -> I64:
-        is_chosen_here = self._group.rank == 0 and len(rows) > 0
+        if not rows:
+            return np.zeros(0, np.int64)
+        rank, size = self._group.rank, self._group.size
+        bounds = [len(rows) * other // size for other in range(size + 1)]
+        own = slice(bounds[rank], bounds[rank + 1])
         with self._spans.span("sample"):
-            tokens = self._sampler.sample(logits_OV, rows) if is_chosen_here else np.zeros(len(rows), np.int64)
-        if self._is_only_stage and self._group.size > 1 and rows:
-            # A few bytes: whoever does not send them spends the time waiting for the one that samples.
-            with self._spans.span("share tokens", "communicate" if self._group.rank == 0 else "wait"):
-                self._group.broadcast(tokens, 0)
-        return tokens
+            tokens = self._sampler.sample(logits_OV[own], rows[own])
+        if size == 1:
+            return tokens
+        # A few bytes: the time goes into waiting for the slowest.
+        with self._spans.span("share tokens", "wait"):
+            gathered: I64 = self._group.all_gather(tokens, np.diff(bounds).tolist())
+        return gathered
 
 
 def _sampled(row: Row, token: np.int64, logits_V: F32) -> SampledToken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from tinycluster.engine.runner import Runner
 from tinycluster.engine.sampler import Sampler
 from tinycluster.kernels._cpu import Cpu
 from tinycluster.kernels.executor import Span
-from tinycluster.kernels.program import F32, Batch
+from tinycluster.kernels.program import F32, I64, Batch, NumericalError
+from tinycluster.parallel.communicator import CollectiveError
 from tinycluster.parallel.local import LocalGroup
 
 VOCABULARY = 11
@@ -41,12 +43,22 @@ class NextToken:
         return np.eye(VOCABULARY, dtype=np.float32)[favoured]
 
 
+class CountingSampler(Sampler):
+    def __init__(self) -> None:
+        super().__init__(Cpu(1))
+        self.num_rows = 0
+
+    def sample(self, logits_OV: F32, rows: Sequence[Row]) -> I64:
+        self.num_rows += len(rows)
+        return super().sample(logits_OV, rows)
+
+
 def row(request_id: int, tokens: tuple[int, ...], *, sample: bool = True, params: SamplingParams = GREEDY) -> Row:
     return Row(request_id, tokens, 0, (0,), sample, params, seed=0)
 
 
-def runner_of(executor: NextToken, group: LocalGroup, rank: int, *, is_only_stage: bool = True) -> Runner:
-    return Runner(executor, Sampler(Cpu(1)), group.communicator(rank), is_only_stage=is_only_stage)
+def runner_of(executor: NextToken, group: LocalGroup, rank: int) -> Runner:
+    return Runner(executor, Sampler(Cpu(1)), group.communicator(rank))
 
 
 def test_a_pending_token_is_the_one_that_was_sampled_last() -> None:
@@ -87,24 +99,57 @@ def test_a_timeline_has_what_surrounds_the_program_while_tracing_is_on() -> None
 
 
 def test_a_stage_before_the_last_answers_nothing() -> None:
-    runner = runner_of(NextToken(is_last_stage=False), LocalGroup(1), 0, is_only_stage=False)
+    runner = runner_of(NextToken(is_last_stage=False), LocalGroup(1), 0)
     assert runner.run(StepPlan(0, (row(1, (2,)),))) is None
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_every_tensor_rank_learns_the_tokens_and_only_the_first_answers(rank: int) -> None:
-    group, executors, results = LocalGroup(3), [NextToken() for _ in range(3)], dict[int, list[StepResult | None]]()
-
-    def run(rank: int) -> None:
-        runner = runner_of(executors[rank], group, rank)
-        results[rank] = [
-            runner.run(StepPlan(step, (row(1, tokens),))) for step, tokens in enumerate([(2,), (PENDING,)])
-        ]
-
-    threads = [threading.Thread(target=run, args=(other,)) for other in range(3)]
+def on_ranks(num_ranks: int, run: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(num_ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert executors[rank].tokens == [[2], [3]]
-    assert [result is not None for result in results[rank]] == [rank == 0] * 2
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 7])
+def test_tensor_ranks_share_the_rows_and_all_learn_the_tokens_and_only_the_first_answers(num_rows: int) -> None:
+    group, executors, results = LocalGroup(3), [NextToken() for _ in range(3)], dict[int, list[StepResult | None]]()
+    samplers = [CountingSampler() for _ in range(3)]
+    first = tuple(row(request_id, (request_id,)) for request_id in range(num_rows))
+    second = tuple(row(request_id, (PENDING,)) for request_id in range(num_rows))
+
+    def run(rank: int) -> None:
+        runner = Runner(executors[rank], samplers[rank], group.communicator(rank))
+        results[rank] = [runner.run(StepPlan(step, rows)) for step, rows in enumerate([first, second])]
+
+    on_ranks(3, run)
+    alone = runner_of(NextToken(), LocalGroup(1), 0)
+    assert results[0] == [alone.run(StepPlan(step, rows)) for step, rows in enumerate([first, second])]
+    assert results[1] == results[2] == [None, None]
+    assert [executor.tokens[1] for executor in executors] == [list(range(1, num_rows + 1))] * 3
+    shares = [sampler.num_rows for sampler in samplers]
+    assert sum(shares) == 2 * num_rows
+    assert max(shares) - min(shares) <= 2
+
+
+def test_a_rank_that_cannot_sample_its_rows_ends_the_step_of_all() -> None:
+    group, errors = LocalGroup(2), dict[int, Exception]()
+
+    class Broken(NextToken):
+        def run(self, batch: Batch) -> F32 | None:
+            logits_OV = super().run(batch)
+            assert logits_OV is not None
+            logits_OV[1] = np.nan
+            return logits_OV
+
+    def run(rank: int) -> None:
+        communicator = group.communicator(rank)
+        try:
+            Runner(Broken(), Sampler(Cpu(1)), communicator).run(StepPlan(0, (row(1, (2,)), row(2, (3,)))))
+        except (NumericalError, CollectiveError) as error:
+            errors[rank] = error
+            communicator.abort()
+
+    on_ranks(2, run)
+    assert isinstance(errors[0], CollectiveError)
+    assert "position 1 " in str(errors[1])
