@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tinycluster.cluster.config import ModelSettings, WeightsFormat
 from tinycluster.engine.checkpoint import Checkpoint, validate
 from tinycluster.engine.errors import ConfigError
 from tinycluster.engine.models.registry import build, weight_specs
@@ -18,6 +18,10 @@ from tinycluster.kernels.paged_cache import KVDtype, PagedCache
 from tinycluster.kernels.program import KVShape
 from tinycluster.parallel.mesh import Mesh
 from tinycluster.parallel.units import Shares
+
+if TYPE_CHECKING:
+    # Ranks read a blueprint, and not the settings behind it.
+    from tinycluster.cluster.config import ModelSettings, WeightsFormat
 
 DEFAULT_MAX_MODEL_LEN = 4096
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.gguf import GgufCheckpoint
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.safetensors import SafetensorsCheckpoint
 from tinycluster.engine.tensor_table import TensorEntry as TensorEntry
-from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.kernels.formats import HostTensor
 from tinycluster.parallel.units import WeightSpec
+
+if TYPE_CHECKING:
+    from tinycluster.engine.tokenizer import Tokenizer
 
 
 class Checkpoint(Protocol):

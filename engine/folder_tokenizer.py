@@ -11,23 +11,11 @@ from tokenizers.processors import TemplateProcessing
 
 from tinycluster.engine.chat_template import ChatTemplate
 from tinycluster.engine.errors import CheckpointError
-from tinycluster.engine.hf_config import FieldError, token_ids
 from tinycluster.engine.json_file import read_json_if_present
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.tokenizer import DecoderError, Tokenizer, prepend_bos
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-
-
-def end_token_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a text: of config.json, then what generation_config.json adds. Raises FieldError."""
-    generation = read_json_if_present(folder / "generation_config.json")
-    merged = [*token_ids(config.get("eos_token_id"), "eos_token_id")]
-    try:
-        merged += token_ids(generation.get("eos_token_id"), "eos_token_id")
-    except FieldError as error:
-        raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from error
-    return tuple(dict.fromkeys(merged))
 
 
 def build_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:

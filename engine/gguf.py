@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from tinycluster.engine.end_tokens import end_tokens_of_gguf
 from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.gguf_blocks import BlockError, read_tensor, table_entry
 from tinycluster.engine.gguf_config import MetadataError, hugging_face_name, model_config, row_order
 from tinycluster.engine.gguf_header import GgufTensor, read_header
-from tinycluster.engine.gguf_tokenizer import build_tokenizer, end_token_ids
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.tensor_table import TensorEntry, check_slices
-from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.kernels.formats import HostTensor
+
+if TYPE_CHECKING:
+    from tinycluster.engine.tokenizer import Tokenizer
 
 SAMPLE_BYTES = 64
 
@@ -51,6 +54,9 @@ class GgufCheckpoint:
             raise CheckpointError(f"{self.path}: tensor {tensor.name}: {error}") from error
 
     def tokenizer(self) -> Tokenizer:
+        # Ranks never ask for it, and would only pay for its libraries.
+        from tinycluster.engine.gguf_tokenizer import build_tokenizer
+
         return build_tokenizer(self.path, self._header.fields)
 
     def _entry(self, tensor: GgufTensor) -> TensorEntry:
@@ -69,7 +75,7 @@ class GgufCheckpoint:
                 vocab_size=embedding.shape[0],
                 tensor_names=frozenset(self._entries),
                 rope_divisors=self._rope_divisors(),
-                eos_token_ids=end_token_ids(self._header.fields),
+                eos_token_ids=end_tokens_of_gguf(self._header.fields),
             )
         except MetadataError as error:
             raise CheckpointError(f"{self.path}: {error}") from error

@@ -18,12 +18,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from tinycluster.engine.chat_template import ChatTemplate
+from tinycluster.engine.end_tokens import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, end_tokens_of_gguf
 from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.tokenizer import Tokenizer, prepend_bos
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-# Control tokens that end a turn or a text; conversions name only one of them as eos.
-END_TOKENS = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>"})
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Llama 3 and Qwen 2 differ in how many digits stay together.
@@ -81,22 +78,6 @@ class _Metadata:
         return self.tokens[token_id]
 
 
-def end_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a text: eos, eot and eom as named in the file, then control tokens known to end a turn."""
-    named = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    ids = [token_id for token_id in named if type(token_id) is int]
-    tokens = fields.get("tokenizer.ggml.tokens")
-    types: NDArray[Any] = np.asarray(fields.get("tokenizer.ggml.token_type"))
-    if not isinstance(tokens, list) or types.ndim != 1:
-        return tuple(dict.fromkeys(ids))
-    ids += [
-        token_id
-        for token_id, (token, type_) in enumerate(zip(tokens, types, strict=False))
-        if token in END_TOKENS and type_ == CONTROL
-    ]
-    return tuple(dict.fromkeys(ids))
-
-
 def build_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
     """CheckpointError names the field that is missing, malformed or not supported."""
     metadata = _Metadata(path, fields)
@@ -120,7 +101,7 @@ def build_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
     return Tokenizer(
         backend,
         bos_token_id=None if bos is None else metadata.vocabulary[bos],
-        eos_token_ids=end_token_ids(fields),
+        eos_token_ids=end_tokens_of_gguf(fields),
         chat_template=template,
     )
 

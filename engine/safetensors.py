@@ -11,20 +11,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from tinycluster.engine.end_tokens import end_tokens_of_folder
 from tinycluster.engine.errors import CheckpointError
-from tinycluster.engine.folder_tokenizer import build_tokenizer, end_token_ids
 from tinycluster.engine.hf_config import FieldError, model_config
 from tinycluster.engine.json_file import read_json
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.tensor_table import DTYPES, DenseFormat, TensorEntry, check_slices, map_file, read_dense
-from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.kernels.formats import HostTensor
+
+if TYPE_CHECKING:
+    from tinycluster.engine.tokenizer import Tokenizer
 
 FORMATS: dict[str, DenseFormat] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -76,6 +78,9 @@ class SafetensorsCheckpoint:
         return read_dense(stored.values, stored.format, slices)
 
     def tokenizer(self) -> Tokenizer:
+        # Ranks never ask for it, and would only pay for its libraries.
+        from tinycluster.engine.folder_tokenizer import build_tokenizer
+
         return build_tokenizer(self.path, self.config)
 
     def _config(self) -> ModelConfig:
@@ -83,7 +88,7 @@ class SafetensorsCheckpoint:
         fields = read_json(path)
         self._digest.update(json.dumps(fields, sort_keys=True).encode())
         try:
-            return model_config(fields, eos_token_ids=end_token_ids(self.path, fields))
+            return model_config(fields, eos_token_ids=end_tokens_of_folder(self.path, fields))
         except FieldError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

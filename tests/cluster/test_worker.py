@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -140,3 +142,10 @@ def test_what_was_loaded_before_there_was_a_channel_is_reported_to_it() -> None:
     assert sent == [LoadProgress(30, 70)]
     report.advance(40)
     assert sent == [LoadProgress(30, 70), LoadProgress(70, 70)]
+
+
+def test_a_rank_does_not_import_what_only_the_driver_and_the_api_need() -> None:
+    unwanted = ("pydantic", "jinja2", "tokenizers", "fastapi", "starlette", "uvicorn", "typer", "tinycluster.serve")
+    program = f"import sys, tinycluster.cluster.actor; print([name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

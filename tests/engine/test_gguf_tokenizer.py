@@ -10,8 +10,9 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from tinycluster.engine.checkpoint import open_checkpoint
+from tinycluster.engine.end_tokens import CONTROL, NORMAL, USER_DEFINED, end_tokens_of_gguf
 from tinycluster.engine.errors import CheckpointError, RequestError
-from tinycluster.engine.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, build_tokenizer, end_token_ids
+from tinycluster.engine.gguf_tokenizer import build_tokenizer
 from tinycluster.engine.tokenizer import BYTE_OF_CHARACTER, Tokenizer
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -187,9 +188,9 @@ def test_sentencepiece_needs_the_scores_to_encode_as_the_original() -> None:
 
 def test_end_tokens_are_the_named_ones_and_control_tokens_known_to_end_a_turn() -> None:
     fields = byte_level_fields(eos_token_id=7, eot_token_id=258)
-    assert end_token_ids(fields) == (7, 258)
+    assert end_tokens_of_gguf(fields) == (7, 258)
     fields["tokenizer.ggml.eot_token_id"] = 9
-    assert end_token_ids(fields) == (7, 9, 258)
+    assert end_tokens_of_gguf(fields) == (7, 9, 258)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,24 @@ def test_a_lost_rank_ends_the_stream_with_an_error_and_the_server_with_exit_code
         assert f"error: {error['message']}" in server.errors().splitlines()
 
 
+def resident_bytes(pid: int) -> int:
+    fields = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return int(fields["Rss"].split()[0]) * 1024
+
+
+def test_a_rank_needs_little_more_memory_than_its_weights_and_its_cache(smollm2_path: Path) -> None:
+    cache_bytes, spare_bytes = 32 * 2**20, 150 * 10**6
+    options = ["--set", "kv_cache.memory=32MiB", "--set", "limits.max_model_len=1024", "--port", "0"]
+    body = {"prompt": "The sea is wide. " * 190, "max_tokens": 16, "ignore_eos": True}
+    with own_environment() as environment, running_server("smollm2", *options, environment=environment) as server:
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+        assert answer["usage"]["prompt_tokens"] > 900
+        ranks = re.findall(r"rank \d on node .* \(process (\d+)\): loading: ([\d.]+) MB in", server.errors())
+        assert len(ranks) == 2
+        for pid, megabytes in ranks:
+            assert resident_bytes(int(pid)) <= float(megabytes) * 10**6 + cache_bytes + spare_bytes
+
+
 @contextmanager
 def started_ray() -> Iterator[dict[str, str]]:
     """A Ray as `ray start` leaves it; yields the environment in which `address: auto` finds it."""
