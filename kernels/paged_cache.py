@@ -31,8 +31,9 @@ class PagedCache:
         self.shape, self.num_blocks, self.block_tokens, self.dtype = shape, num_blocks, block_tokens, dtype
         tiles = (num_blocks, shape.num_heads, block_tokens // LANES)
         key_bytes, value_bytes = self._tile_bytes(shape.head_dim, dtype)
-        self.keys = [np.zeros((*tiles, key_bytes), np.uint8) for _ in range(shape.num_layers)]
-        self.values = [np.zeros((*tiles, value_bytes), np.uint8) for _ in range(shape.num_layers)]
+        # All layers in one array: from 4 MiB on numpy asks for huge pages, which a walk over scattered tiles needs.
+        self.keys = list(np.zeros((shape.num_layers, *tiles, key_bytes), np.uint8))
+        self.values = list(np.zeros((shape.num_layers, *tiles, value_bytes), np.uint8))
         self.layers = [
             KVCache(keys, values, shape.head_dim, block_tokens, dtype)
             for keys, values in zip(self.keys, self.values, strict=True)
