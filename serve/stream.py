@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -26,7 +26,7 @@ SEND_TIMEOUT_S = 30.0
 """A client that does not read for so long is dropped, and its blocks are freed."""
 
 Kind = Literal["chat.completion", "text_completion"]
-DONE = b"data: [DONE]\n\n"
+DONE = "data: [DONE]\n\n"
 
 
 class Chunks:
@@ -65,9 +65,16 @@ class Chunks:
         return f'{self._open}"choices": [{{"index": {choice}, "{field}": {content}, {end}'
 
 
-async def events(choices: Choices, chunks: Chunks) -> AsyncGenerator[bytes]:
-    """The body, one item per engine step. The roles go out with the first tokens, not before."""
-    opened: set[int] = set()
+class Write(NamedTuple):
+    """What one engine step added to the body."""
+
+    content: bytes
+    is_last: bool
+
+
+async def events(choices: Choices, chunks: Chunks) -> AsyncGenerator[Write]:
+    """The body, one item per engine step. The roles go out with the first tokens, the end with the last ones."""
+    opened, ended = set[int](), set[int]()
     async with aclosing(choices.steps()) as steps:
         async for step in steps:
             parts = []
@@ -75,10 +82,14 @@ async def events(choices: Choices, chunks: Chunks) -> AsyncGenerator[bytes]:
                 if choice not in opened:
                     opened.add(choice)
                     parts.append(chunks.opening(choice))
+                if delta.finish_reason is not None:
+                    ended.add(choice)
                 parts.append(chunks.delta(choice, delta))
+            is_last = len(ended) == choices.num_choices
+            if is_last:
+                parts += [chunks.usage(choices.usage()), DONE]
             if any(parts):
-                yield "".join(parts).encode()
-    yield chunks.usage(choices.usage()).encode() + DONE
+                yield Write("".join(parts).encode(), is_last)
 
 
 class EventStream(Response):
@@ -108,11 +119,11 @@ class EventStream(Response):
         limited = LimitedSend(send, SEND_TIMEOUT_S)
         try:
             async with limited, aclosing(events(self._choices, self._chunks)) as stream:
-                async for event in stream:
+                async for content, is_last in stream:
                     if not has_started:
                         has_started = True
                         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    await limited({"type": "http.response.body", "body": event, "more_body": True})
+                    await limited({"type": "http.response.body", "body": content, "more_body": not is_last})
         except TimeoutError:
             log.warning("a client did not read its stream for %g s and was dropped", SEND_TIMEOUT_S)
             return
@@ -123,7 +134,6 @@ class EventStream(Response):
             if not has_started:
                 await reply.response()(scope, receive, send)
                 return
-            event = b"data: " + reply.body() + b"\n\n" + DONE
+            content = b"data: " + reply.body() + b"\n\n" + DONE.encode()
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+                await send({"type": "http.response.body", "body": content})

@@ -19,7 +19,7 @@ from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeDelta, FakeEngine
 from tinycluster.serve import stream
 from tinycluster.serve.choices import Choices
-from tinycluster.serve.stream import Chunks, EventStream, events
+from tinycluster.serve.stream import Chunks, EventStream, Write, events
 
 HEAD = {"id": "x", "created": 1, "model": "fake"}
 
@@ -45,7 +45,7 @@ def text_deltas(text: str) -> list[FakeDelta]:
 
 @pytest.mark.parametrize("num_choices", [1, 3])
 def test_all_choices_of_an_engine_step_go_out_in_one_write(num_choices: int) -> None:
-    async def run() -> list[bytes]:
+    async def run() -> list[Write]:
         turns = [asyncio.Event() for _ in "abc"]
         choices = Choices([Scripted(text_deltas("abc"), turns) for _ in range(num_choices)], 5)
         writes = []
@@ -57,15 +57,16 @@ def test_all_choices_of_an_engine_step_go_out_in_one_write(num_choices: int) -> 
         return writes
 
     writes = asyncio.run(run())
-    assert len(writes) == 4
-    for write, text in zip(writes, "abc", strict=False):
-        parts = [json.loads(line[6:])["choices"][0] for line in write.decode().strip().split("\n\n")]
+    assert [write.is_last for write in writes] == [False, False, True]
+    for write, text in zip(writes, "abc", strict=True):
+        lines = write.content.decode().removesuffix("data: [DONE]\n\n").strip().split("\n\n")
+        parts = [json.loads(line[6:])["choices"][0] for line in lines]
         assert [part["text"] for part in parts if part["text"]] == [text] * num_choices
-    assert writes[-1] == b"data: [DONE]\n\n"
+    assert writes[-1].content.endswith(b"\n\ndata: [DONE]\n\n")
 
 
 def test_a_step_without_new_text_writes_nothing() -> None:
-    async def run() -> list[bytes]:
+    async def run() -> list[Write]:
         turn = asyncio.Event()
         turn.set()
         deltas = [FakeDelta((1,), ""), FakeDelta((2,), "é"), FakeDelta((3,), "", "stop")]
@@ -73,7 +74,7 @@ def test_a_step_without_new_text_writes_nothing() -> None:
         return [write async for write in events(choices, Chunks("chat.completion", HEAD, include_usage=False))]
 
     writes = asyncio.run(run())
-    assert [write.count(b"data: {") for write in writes] == [1, 1, 1, 0]
+    assert [write.content.count(b"data: {") for write in writes] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("text", ['"', "\\", "\n\n", "data: x", "\x00", "é", "\u2028", "😀", "</script>"])
@@ -150,6 +151,31 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
         return generation.is_aborted
 
     assert asyncio.run(run())
+
+
+def test_the_end_of_a_stream_is_part_of_its_last_write() -> None:
+    async def run() -> list[Message]:
+        turn, never, sent = asyncio.Event(), asyncio.Event(), list[Message]()
+        turn.set()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            await never.wait()
+            return {"type": "http.disconnect"}
+
+        chunks = Chunks("text_completion", HEAD, include_usage=True)
+        await EventStream(Choices([Scripted(text_deltas("abc"), [turn] * 3)], 1), chunks)(
+            {"type": "http"}, receive, send
+        )
+        return sent
+
+    start, *bodies = asyncio.run(run())
+    assert start["type"] == "http.response.start"
+    assert [body["more_body"] for body in bodies] == [True, True, False]
+    assert b'"completion_tokens": 3' in bodies[-1]["body"]
+    assert bodies[-1]["body"].endswith(b"\n\ndata: [DONE]\n\n")
 
 
 def test_many_streams_get_their_own_text(start_server: StartServer) -> None:
