@@ -15,6 +15,7 @@ from tinycluster.engine.models.stage import Stage
 from tinycluster.engine.scheduler import SchedulerLimits
 from tinycluster.kernels.formats import Format
 from tinycluster.kernels.paged_cache import KVDtype, PagedCache
+from tinycluster.kernels.passes import Activations
 from tinycluster.kernels.program import KVShape
 from tinycluster.parallel.mesh import Mesh
 from tinycluster.parallel.units import Shares
@@ -40,7 +41,7 @@ class Blueprint:
     mesh: Mesh
     stages: tuple[range, ...]
     weights: WeightsFormat
-    activation_bits: int
+    activations: Activations
     max_model_len: int
     num_blocks: int
     block_tokens: int
@@ -84,7 +85,7 @@ def draw(
         mesh=mesh,
         stages=stages,
         weights=model.weights,
-        activation_bits=model.activation_bits,
+        activations=model.activations,
         max_model_len=max_model_len,
         num_blocks=_num_blocks(model, config, mesh, stages, max_model_len),
         block_tokens=model.kv_cache.block_tokens,

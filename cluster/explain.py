@@ -13,7 +13,7 @@ from tinycluster.kernels import program as p
 from tinycluster.kernels.formats import GROUP
 from tinycluster.kernels.memory_plan import place, row_bytes
 from tinycluster.kernels.paged_cache import PagedCache
-from tinycluster.kernels.passes import MatrixShape, optimize, reads, walk, writes
+from tinycluster.kernels.passes import MatrixShape, optimize, reads, round_activations, walk, writes
 from tinycluster.kernels.program import Op, Program
 from tinycluster.parallel.units import Shares, WeightSpec
 
@@ -22,11 +22,12 @@ def explain(blueprint: Blueprint, checkpoint: Checkpoint, rank: int, *, max_toke
     """Ops, buffers and bytes of one rank, before and after the passes, for steps of so many rows."""
     shares = blueprint.shares(rank, checkpoint.config)
     program, specs = build(checkpoint.config, blueprint.stage(rank), shares)
+    program = round_activations(program, blueprint.activations)
     shapes = _matrix_shapes(blueprint, checkpoint, specs, shares)
     plan = optimize(program, shapes)
-    rows, bits = {"tokens": max_tokens, "outputs": max_outputs}, blueprint.activation_bits
-    apart = sum(rows[b.rows] * row_bytes(b, bits) for b in program.buffers.values())
-    arena = place(plan, activation_bits=bits, max_tokens=max_tokens, max_outputs=max_outputs).num_bytes
+    rows = {"tokens": max_tokens, "outputs": max_outputs}
+    apart = sum(rows[b.rows] * row_bytes(b) for b in program.buffers.values())
+    arena = place(plan, max_tokens=max_tokens, max_outputs=max_outputs).num_bytes
     title = f"{blueprint.name}, rank {rank} of {blueprint.mesh.size}, steps of {max_tokens} tokens"
     return "\n".join(
         [

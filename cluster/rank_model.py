@@ -20,6 +20,7 @@ from tinycluster.engine.weights import load_weights, loaded_bytes
 from tinycluster.kernels.executor import NativeExecutor
 from tinycluster.kernels.packing import PackedWeight
 from tinycluster.kernels.paged_cache import PagedCache
+from tinycluster.kernels.passes import round_activations
 from tinycluster.kernels.program import F32, Program
 from tinycluster.parallel.pipeline import StageCollectives
 
@@ -71,6 +72,7 @@ def load_model(blueprint: Blueprint, rank: int, checkpoint: Checkpoint, report: 
         raise CheckpointError(f"{checkpoint.path} is not the model that the driver has: the digests differ")
     shares = blueprint.shares(rank, checkpoint.config)
     program, specs = build(checkpoint.config, blueprint.stage(rank), shares)
+    program = round_activations(program, blueprint.activations)
     wanted = blueprint.wanted_format
     report.begin(loaded_bytes(checkpoint, specs, shares, wanted))
     weights = load_weights(checkpoint, specs, shares, wanted, report.advance)
@@ -86,7 +88,6 @@ def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, 
         PagedCache(model.program.kv, blueprint.num_blocks, blueprint.block_tokens, blueprint.kv_dtype),
         StageCollectives(neighbours.tensor_group, neighbours.previous, neighbours.next),
         num_threads,
-        activation_bits=blueprint.activation_bits,
     )
     sampler = Sampler(executor.cpu)
     return Runner(executor, sampler, neighbours.tensor_group)

@@ -49,8 +49,6 @@ class Span:
 class NativeExecutor:
     """Runs a Program as one native call per step, on `num_threads` threads, without the GIL.
 
-    `activation_bits` (8 or 16) is how finely q8 and q4 matrices see their input. 16 costs no time where memory is the
-    limit (few tokens) and leaves the weights' own rounding as the only one that matters; 8 halves the arithmetic.
     `passes` change how the Program is run, never a bit of what it computes.
     """
 
@@ -63,14 +61,13 @@ class NativeExecutor:
         collectives: Collectives | None,
         num_threads: int = 1,
         isa: str = "auto",
-        activation_bits: int = 16,
         passes: Sequence[Pass] = PASSES,
     ) -> None:
         matrices = {name: w for name, w in weights.items() if isinstance(w, PackedWeight)}
         shapes = {name: MatrixShape(w.format, *w.shape, w.unit) for name, w in matrices.items()}
         vectors = {name: w for name, w in weights.items() if not isinstance(w, PackedWeight)}
         parts = Parts({name: w.native for name, w in matrices.items()}, vectors, rope, cache.layers, collectives)
-        self.cpu = Cpu(num_threads, isa, activation_bits)
+        self.cpu = Cpu(num_threads, isa)
         self._output = program.output
         self._plan = NativePlan(self.cpu, optimize(program, shapes, passes), parts)
 
@@ -111,13 +108,11 @@ class ReferenceExecutor:
         rope: tuple[F32, F32],
         cache: PagedCache,
         collectives: Collectives | None,
-        activation_bits: int = 16,
     ) -> None:
         self._program, self._rope_table, self._cache, self._ranks = program, rope, cache, collectives
         self._steps: list[tuple[Callable[[Any, Buffers, Batch], None], Op]] = [
             (getattr(self, _method_name(op)), op) for op in program.ops
         ]
-        self._bits = activation_bits
         self._weights: Mapping[str, Any] = weights
         shape = (
             cache.shape.num_layers,
@@ -172,10 +167,10 @@ class ReferenceExecutor:
         b[op.out] = reference.rms_norm(b[op.x], self._weights[op.weight], op.eps)
 
     def _linear(self, op: p.Linear, b: Buffers, batch: Batch) -> None:
-        b[op.out] = reference.linear(b[op.x], self._weights[op.weight], self._vector(op.bias), self._bits)
+        b[op.out] = reference.linear(b[op.x], self._weights[op.weight], self._vector(op.bias), op.bits)
 
     def _linear_fixed(self, op: p.LinearFixed, b: Buffers, batch: Batch) -> None:
-        b[op.out] = reference.linear_fixed(b[op.x], self._weights[op.weight], op.unit, op.limit, self._bits)
+        b[op.out] = reference.linear_fixed(b[op.x], self._weights[op.weight], op.unit, op.limit, op.bits)
 
     def _add_fixed(self, op: p.AddFixed, b: Buffers, batch: Batch) -> None:
         b[op.x] = reference.add_fixed(b[op.x], b[op.fixed], self._vector(op.bias))

@@ -20,10 +20,10 @@ class Placement:
     num_bytes: int
 
 
-def row_bytes(buffer: Buffer, activation_bits: int) -> int:
+def row_bytes(buffer: Buffer) -> int:
     """Memory of one row. Each group of codes carries a scale, an offset and a sum."""
-    if buffer.dtype == "codes":
-        return buffer.width // GROUP * (GROUP * activation_bits // 8 + 12)
+    if buffer.code_bits:
+        return buffer.width // GROUP * (GROUP * buffer.code_bits // 8 + 12)
     return buffer.width * (8 if buffer.dtype == "int64" else 4)
 
 
@@ -41,12 +41,12 @@ def lifetimes(program: Program) -> dict[str, int]:
     return found
 
 
-def place(program: Program, *, activation_bits: int, max_tokens: int, max_outputs: int) -> Placement:
+def place(program: Program, *, max_tokens: int, max_outputs: int) -> Placement:
     """Best fit: the largest buffers first, each in the smallest gap between those alive with it that holds it."""
     alive = lifetimes(program)
     rows = {"tokens": max_tokens, "outputs": max_outputs}
     sizes = {
-        name: -(-rows[buffer.rows] * row_bytes(buffer, activation_bits) // ALIGNMENT) * ALIGNMENT
+        name: -(-rows[buffer.rows] * row_bytes(buffer) // ALIGNMENT) * ALIGNMENT
         for name, buffer in program.buffers.items()
         if name in alive
     }

@@ -32,10 +32,9 @@ class NativePlan:
 
     def __init__(self, cpu: Cpu, program: Program, parts: Parts) -> None:
         self._parts, self._program = parts, program
-        self._bits = cpu.activation_bits
         self.native = Plan(cpu, len(parts.rope[0]))
         self._numbers = {
-            name: self.native.buffer(buffer.width, buffer.rows == "outputs")
+            name: self.native.buffer(buffer.width, buffer.rows == "outputs", buffer.code_bits or 0)
             for name, buffer in self._program.buffers.items()
         }
         for op in self._program.ops:
@@ -51,7 +50,7 @@ class NativePlan:
             return
         self._max_rows = {rows: max(most, _rounded(wanted[rows])) for rows, most in self._max_rows.items()}
         max_tokens, max_outputs = self._max_rows["tokens"], self._max_rows["outputs"]
-        placement = place(self._program, activation_bits=self._bits, max_tokens=max_tokens, max_outputs=max_outputs)
+        placement = place(self._program, max_tokens=max_tokens, max_outputs=max_outputs)
         self._arena, self._offsets = _aligned(placement.num_bytes), placement.offsets
         offsets = [placement.offsets.get(name, 0) for name in self._program.buffers]
         self.native.place(offsets, self._arena, max_tokens, max_outputs)
@@ -106,7 +105,7 @@ class NativePlan:
             self._parts.matrices[up.weight],
             self._vector(up.bias),
             self._numbers[op.out],
-            self._program.buffers[op.out].dtype == "codes",
+            self._program.buffers[op.out].code_bits is not None,
         )
 
     def _add_attention(self, op: p.Attention) -> None:

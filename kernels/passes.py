@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from tinycluster.kernels import program as p
 from tinycluster.kernels.formats import GROUP, Format
-from tinycluster.kernels.program import Buffer, Op, Program
+from tinycluster.kernels.program import Buffer, CodeBits, DType, Op, Program
 
 _ROW_OPS = (p.Embedding, p.RmsNorm, p.AddFixed, p.Rope, p.WriteKV, p.SwiGlu, p.Quantize, p.GatherRows)
 
@@ -94,6 +94,27 @@ def parts_of(gather: p.AllGather) -> str:
     return f"{gather.out}.parts"
 
 
+Activations = Literal["int16", "mixed", "int8"]
+
+
+def round_activations(program: Program, activations: Activations) -> Program:
+    """The Program with the bits that integer weights see of their input: 16, 8, or 8 in the MLP alone.
+
+    16 bits leave the weights' own rounding as the only one that matters, and cost no time where memory is the limit
+    (few tokens). 8 halve the arithmetic. Of the loss of 8 bits, attention and the head make more than half, and the MLP
+    most of the arithmetic.
+    """
+    activated = {op.out for op in program.ops if isinstance(op, p.SwiGlu)}
+    into_mlp = {name for op in program.ops if isinstance(op, p.SwiGlu) for name in (op.gate, op.up)}
+
+    def bits_of(op: p.Linear | p.LinearFixed) -> CodeBits:
+        is_mlp = op.out in into_mlp or op.x in activated
+        return 8 if activations == "int8" or (activations == "mixed" and is_mlp) else 16
+
+    ops = [replace(op, bits=bits_of(op)) if isinstance(op, p.Linear | p.LinearFixed) else op for op in program.ops]
+    return replace(program, ops=ops)
+
+
 def lower(program: Program, matrices: Matrices) -> Program:
     """What the native plan needs beside the ops: room for gathers, and codes for products with grouped weights.
 
@@ -104,9 +125,10 @@ def lower(program: Program, matrices: Matrices) -> Program:
     for op in program.ops:
         if isinstance(op, p.Linear | p.LinearFixed) and matrices[op.weight].is_grouped:
             matrix = matrices[op.weight]
-            codes = f"{op.x}.codes{'' if matrix.unit >= matrix.columns else matrix.unit}"
+            dtype: DType = "codes8" if op.bits == 8 else "codes16"
+            codes = f"{op.x}.{dtype}{'' if matrix.unit >= matrix.columns else f'.{matrix.unit}'}"
             if codes not in made:
-                buffers[codes] = Buffer(matrix.padded_columns, buffers[op.x].rows, "codes")
+                buffers[codes] = Buffer(matrix.padded_columns, buffers[op.x].rows, dtype)
                 ops.append(p.Quantize(op.x, op.weight, codes))
                 made[codes] = op.x
             op = replace(op, x=codes)

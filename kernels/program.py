@@ -22,7 +22,8 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 Rows = Literal["tokens", "outputs"]
-DType = Literal["float32", "int64", "codes"]
+CodeBits = Literal[8, 16]
+DType = Literal["float32", "int64", "codes8", "codes16"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Buffer:
     width: int
     rows: Rows = "tokens"
     dtype: DType = "float32"
+
+    @property
+    def code_bits(self) -> CodeBits | None:
+        """None for numbers that are no codes."""
+        return 8 if self.dtype == "codes8" else 16 if self.dtype == "codes16" else None
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Linear:
     weight: str
     out: str
     bias: str | None = None
+    bits: CodeBits = 16
+    """How finely a q8 or q4 weight sees x."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class LinearFixed:
     """Columns of one chain; the last chain may be short."""
     limit: float
     """A unit's partial must be smaller than this in magnitude, so that the sum of all units cannot wrap."""
+    bits: CodeBits = 16
 
 
 @dataclass(frozen=True)

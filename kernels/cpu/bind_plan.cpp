@@ -29,8 +29,9 @@ class BoundPlan {
   BoundPlan(Cpu& cpu, int64_t num_positions) : cpu_(cpu), positions_(num_positions) {}
   BoundPlan(const BoundPlan&) = delete;
 
-  int buffer(int64_t width, bool is_outputs) {
-    buffers_.push_back({width, is_outputs});
+  int buffer(int64_t width, bool is_outputs, int code_bits) {
+    require(code_bits == 0 || code_bits == 8 || code_bits == 16, "codes have 8 or 16 bits");
+    buffers_.push_back({width, is_outputs, code_bits});
     return int(buffers_.size()) - 1;
   }
 
@@ -163,8 +164,7 @@ class BoundPlan {
       if (const char* rule = broken_rule(kv, *caches_[0])) throw nb::value_error(rule);
     nb::gil_scoped_release release;
     for (auto& [key, tasks] : tasks_) tasks.deal(kv, cpu_.pool.num_threads());
-    const Step step = {
-        {tokens.data(), kv, output_rows.data(), T, O}, arena_->data(), cpu_.kernels, cpu_.activation_bits};
+    const Step step = {{tokens.data(), kv, output_rows.data(), T, O}, arena_->data(), cpu_.kernels};
     const Op* failed = plan_.run(cpu_.pool, step);
     if (!failed) return std::nullopt;
     return std::make_tuple(failed->name(), std::string(failed->failure()), failed->waited_ns() >= 0);
@@ -217,7 +217,7 @@ class BoundPlan {
 void bind_plan(nb::module_& m) {
   nb::class_<BoundPlan>(m, "Plan")
       .def(nb::init<Cpu&, int64_t>(), "cpu"_a, "num_positions"_a, nb::keep_alive<1, 2>())
-      .def("buffer", &BoundPlan::buffer, "width"_a, "is_outputs"_a)
+      .def("buffer", &BoundPlan::buffer, "width"_a, "is_outputs"_a, "code_bits"_a)
       .def("place", &BoundPlan::place, "offsets"_a, "arena"_a, "max_tokens"_a, "max_outputs"_a)
       .def("open_rows", &BoundPlan::open_rows, "name"_a, "is_outputs"_a)
       .def("embedding", &BoundPlan::embedding, "weight"_a, "first_row"_a, "out"_a)

@@ -26,6 +26,7 @@ struct Batch {
 struct Buffer {
   int64_t width;
   bool is_outputs;
+  int code_bits;
   int64_t offset = 0;
 };
 
@@ -33,12 +34,11 @@ struct Step {
   Batch batch;
   uint8_t* arena;
   const Kernels* kernels;
-  int activation_bits;
 
   int64_t rows(const Buffer& b) const { return b.is_outputs ? batch.O : batch.T; }
   float* floats(const Buffer& b) const { return reinterpret_cast<float*>(arena + b.offset); }
   int64_t* integers(const Buffer& b) const { return reinterpret_cast<int64_t*>(arena + b.offset); }
-  Codes codes(const Buffer& b) const { return {arena + b.offset, activation_bits, b.width / GROUP}; }
+  Codes codes(const Buffer& b) const { return {arena + b.offset, b.code_bits, b.width / GROUP}; }
 };
 
 // What happened in thread 0, on CLOCK_MONOTONIC.

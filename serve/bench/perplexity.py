@@ -24,6 +24,7 @@ from tinycluster.engine.weights import load_weights
 from tinycluster.kernels.executor import NativeExecutor
 from tinycluster.kernels.formats import DenseTensor, HostTensor, dequantize, f32_to_bf16
 from tinycluster.kernels.paged_cache import KVDtype, PagedCache
+from tinycluster.kernels.passes import Activations, round_activations
 from tinycluster.kernels.program import F32, Batch
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.pipeline import StageCollectives
@@ -81,13 +82,14 @@ def load_executor(
     *,
     window: int,
     num_threads: int,
-    activation_bits: int = 16,
+    activations: Activations = "int16",
     kv_dtype: KVDtype = "f32",
 ) -> NativeExecutor:
     """The whole model on one rank, with a cache for one request of `window` tokens."""
     config = checkpoint.config
     shares = Shares(0, (1.0,), config.num_attention_heads, config.num_key_value_heads)
     program, specs = build(config, Stage.whole(config), shares)
+    program = round_activations(program, activations)
     source = RoundedToBf16(checkpoint) if weights == "q4" else checkpoint
     return NativeExecutor(
         program,
@@ -96,7 +98,6 @@ def load_executor(
         PagedCache(program.kv, _num_blocks(window), BLOCK_TOKENS, kv_dtype),
         StageCollectives(LocalGroup(1, timeout_s=COLLECTIVE_TIMEOUT_S).communicator(0), None, None),
         num_threads,
-        activation_bits=activation_bits,
     )
 
 

@@ -59,7 +59,7 @@ def run(settings: Settings, model: str | None, options: PerplexityOptions, *, hi
                 weights,
                 window=options.window,
                 num_threads=options.threads or num_cores(),
-                activation_bits=entry.activation_bits,
+                activations=entry.activations,
                 kv_dtype=entry.kv_cache.dtype,
             )
             measured = measure(executor, tokens, window=options.window, on_tokens=on_tokens)

@@ -100,12 +100,13 @@ def test_rounded_keys_and_values_are_exact_on_every_mesh_and_round(tmp_path: Pat
     assert answers(folder, PROMPTS, SAMPLED) != alone
 
 
-def test_8_bit_activations_are_exact_too_and_round_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("activations", ["mixed", "int8"])
+def test_8_bit_activations_are_exact_too_and_round_more(tmp_path: Path, activations: str) -> None:
     folder = write_folder(tmp_path, CASES["qwen3_tied"], seed=9)
-    alone = answers(folder, PROMPTS, SAMPLED, weights="q8", activations="int8")
+    alone = answers(folder, PROMPTS, SAMPLED, weights="q8", activations=activations)
     mesh = {"tensor": 3, "pipeline": 2}
-    assert answers(folder, PROMPTS, SAMPLED, weights="q8", activations="int8", mesh=mesh) == alone
-    assert answers(folder, PROMPTS, SAMPLED, weights="q8") != alone
+    assert answers(folder, PROMPTS, SAMPLED, weights="q8", activations=activations, mesh=mesh) == alone
+    assert answers(folder, PROMPTS, SAMPLED, weights="q8", activations="int16") != alone
 
 
 def test_the_real_model_is_exact(smollm2_path: Path) -> None:

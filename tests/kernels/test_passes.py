@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from tinycluster.engine.models.registry import Stage, build, weight_specs
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.rope import rope_table
 from tinycluster.kernels import program as p
-from tinycluster.kernels.executor import NativeExecutor, PagedCache
+from tinycluster.kernels.executor import NativeExecutor, PagedCache, ReferenceExecutor
 from tinycluster.kernels.formats import DenseTensor, Format
 from tinycluster.kernels.memory_plan import lifetimes, place, row_bytes
-from tinycluster.kernels.packing import PackedWeight, pack
-from tinycluster.kernels.passes import PASSES, MatrixShape, Pass, optimize, walk
+from tinycluster.kernels.packing import PackedWeight, pack, prepare
+from tinycluster.kernels.passes import PASSES, Activations, MatrixShape, Pass, optimize, round_activations, walk
 from tinycluster.kernels.program import F32, Batch, Program
 from tinycluster.parallel.units import Shares
 
@@ -25,9 +26,9 @@ POSITIONS = 48
 CASE_NAMES = ("llama_biases", "qwen3_biases_windows")
 
 
-def program_of(config: ModelConfig) -> Program:
+def program_of(config: ModelConfig, activations: Activations = "int16") -> Program:
     shares = Shares(0, (1.0,), config.num_attention_heads, config.num_key_value_heads)
-    return build(config, Stage.whole(config), shares)[0]
+    return round_activations(build(config, Stage.whole(config), shares)[0], activations)
 
 
 def weights_of(config: ModelConfig, format: Format) -> dict[str, PackedWeight | F32]:
@@ -43,11 +44,20 @@ def shapes_of(weights: dict[str, PackedWeight | F32]) -> dict[str, MatrixShape]:
     return {name: MatrixShape(w.format, *w.shape, w.unit) for name, w in matrices.items()}
 
 
-def logits(config: ModelConfig, weights: dict[str, PackedWeight | F32], passes: Sequence[Pass], threads: int) -> F32:
-    """Of every position of a step of 11 tokens, one of 1 and one of 6."""
-    program = program_of(config)
+def logits(
+    config: ModelConfig,
+    weights: dict[str, PackedWeight | F32],
+    passes: Sequence[Pass],
+    threads: int,
+    activations: Activations = "int16",
+) -> F32:
+    program = program_of(config, activations)
     rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
-    executor = NativeExecutor(program, weights, rope, cache, None, threads, passes=passes)
+    return logits_of(NativeExecutor(program, weights, rope, cache, None, threads, passes=passes), config)
+
+
+def logits_of(executor: NativeExecutor | ReferenceExecutor, config: ModelConfig) -> F32:
+    """Of every position of a step of 11 tokens, one of 1 and one of 6."""
     found, start = [], 0
     for count in (11, 1, 6):
         tokens, positions = (np.arange(start, start + count, dtype=np.int32) for _ in range(2))
@@ -67,15 +77,43 @@ def logits(config: ModelConfig, weights: dict[str, PackedWeight | F32], passes: 
 
 
 @pytest.mark.parametrize("case", CASE_NAMES)
-@pytest.mark.parametrize("format", ["f32", "q8", "q4"])
-def test_every_pass_leaves_the_bits_as_they_are(case: str, format: Format) -> None:
+@pytest.mark.parametrize(
+    ("format", "activations"), [("f32", "int16"), ("q8", "int16"), ("q8", "mixed"), ("q4", "mixed"), ("q4", "int8")]
+)
+def test_every_pass_leaves_the_bits_as_they_are(case: str, format: Format, activations: Activations) -> None:
     config = CASES[case]
     weights = weights_of(config, format)
-    plain = logits(config, weights, (), 1)
+    plain = logits(config, weights, (), 1, activations)
     assert np.isfinite(plain).all()
     for passes in (*((one,) for one in PASSES), PASSES, PASSES[1:], PASSES[:3]):
         names = [one.__name__ for one in passes]
-        np.testing.assert_array_equal(logits(config, weights, passes, 2), plain, err_msg=str(names))
+        np.testing.assert_array_equal(logits(config, weights, passes, 2, activations), plain, err_msg=str(names))
+
+
+@pytest.mark.parametrize("activations", ["mixed", "int8"])
+def test_fewer_bits_of_activations_are_those_of_the_definition(activations: Activations) -> None:
+    config = replace(CASES["qwen3_tied"], intermediate_size=192)  # whole groups, which the definition does not pad
+    program = program_of(config, activations)
+    units = {spec.name: spec.split.unit if spec.split_dim == 1 else None for spec in weight_specs(config) if spec.split}
+    plain = {
+        name: prepare(DenseTensor("f32", w), unit=units.get(name), format="q8") if w.ndim == 2 else w
+        for name, w in random_weights(config, SEED).items()
+    }
+    rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
+    wanted = logits_of(ReferenceExecutor(program, plain, rope, cache, None), config)
+    weights = weights_of(config, "q8")
+    np.testing.assert_array_equal(logits(config, weights, PASSES, 2, activations), wanted)
+    assert (logits(config, weights, PASSES, 2) != wanted).any()
+
+
+def test_mixed_activations_have_8_bits_in_the_mlp_alone() -> None:
+    def rounded(activations: Activations) -> set[str]:
+        ops = program_of(CASES["qwen3_biases_windows"], activations).ops
+        return {op.weight.split(".", 3)[-1] for op in ops if isinstance(op, p.Linear | p.LinearFixed) and op.bits == 8}
+
+    assert rounded("int16") == set()
+    assert rounded("mixed") == {"mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"}
+    assert rounded("int8") > rounded("mixed") | {"self_attn.v_proj.weight", "self_attn.o_proj.weight"}
 
 
 @pytest.mark.parametrize("case", CASE_NAMES)
@@ -111,10 +149,10 @@ def test_a_layer_of_llama_becomes_seven_ops() -> None:
 def test_buffers_that_are_alive_together_do_not_share_memory(passes: Sequence[Pass]) -> None:
     config = CASES["qwen3_biases_windows"]
     program = optimize(program_of(config), shapes_of(weights_of(config, "q8")), passes)
-    placement = place(program, activation_bits=16, max_tokens=64, max_outputs=8)
+    placement = place(program, max_tokens=64, max_outputs=8)
     alive, rows = lifetimes(program), {"tokens": 64, "outputs": 8}
     ends = {
-        name: start + rows[program.buffers[name].rows] * row_bytes(program.buffers[name], 16)
+        name: start + rows[program.buffers[name].rows] * row_bytes(program.buffers[name])
         for name, start in placement.offsets.items()
     }
     for a, start in placement.offsets.items():

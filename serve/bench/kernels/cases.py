@@ -12,7 +12,7 @@ import numpy as np
 
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.kernels.formats import Format
-from tinycluster.kernels.program import I32, Batch, Program
+from tinycluster.kernels.program import I32, Batch, CodeBits, Program
 from tinycluster.parallel.units import Shares, WeightSpec
 from tinycluster.serve.bench.client import Clock
 from tinycluster.serve.bench.kernels.trial import Engine, Stopwatch, Trial, only, same_bits
@@ -33,6 +33,8 @@ class Case:
     is_correct: Callable[[], bool]
     stopwatch: Callable[[Clock], Callable[[], float]]
     format: Format | None = None
+    code_bits: CodeBits | None = None
+    """Of a product's activations, where the weight is q8 or q4."""
     num_threads: int | None = None
     """None: all that were asked for."""
     from_memory: bool = False
@@ -69,7 +71,7 @@ def compare(
 
     def is_correct() -> bool:
         got = trial.native(engine, 1).run(batch)
-        wanted = part.definition(engine.activation_bits).run(only(batch, batch.output_rows))
+        wanted = part.definition().run(only(batch, batch.output_rows))
         assert got is not None
         return same_bits(np.ascontiguousarray(got[:, columns]), wanted)
 

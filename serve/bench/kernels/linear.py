@@ -13,7 +13,7 @@ import numpy as np
 from tinycluster.kernels import program as p
 from tinycluster.kernels.formats import GROUP, DenseTensor, Format, GroupedTensor, HostTensor
 from tinycluster.kernels.packing import Arena, PackedWeight, pack, prepare
-from tinycluster.kernels.program import F32, I32, Buffer
+from tinycluster.kernels.program import F32, I32, Buffer, CodeBits
 from tinycluster.serve.bench.kernels.cases import CHECKED_TOKENS, Case, Model, compare, sample, stopwatch_of
 from tinycluster.serve.bench.kernels.trial import Engine, Trial, batch_of
 
@@ -31,6 +31,7 @@ class LinearShape:
     N: int
     K: int
     unit: int | None
+    bits: CodeBits
     limit: float = 0.0
     is_head: bool = False
 
@@ -45,10 +46,10 @@ def linear_shapes(model: Model) -> list[LinearShape]:
     for op in model.program.ops:
         if isinstance(op, p.Linear):
             is_head = model.program.buffers[op.out].rows == "outputs"
-            shapes.add(LinearShape(*model.shape_of(op.weight), None, is_head=is_head))
+            shapes.add(LinearShape(*model.shape_of(op.weight), None, op.bits, is_head=is_head))
         elif isinstance(op, p.LinearFixed):
-            shapes.add(LinearShape(*model.shape_of(op.weight), op.unit, op.limit))
-    return sorted(shapes, key=lambda shape: (-shape.N * shape.K, shape.op))
+            shapes.add(LinearShape(*model.shape_of(op.weight), op.unit, op.bits, op.limit))
+    return sorted(shapes, key=lambda shape: (-shape.N * shape.K, shape.op, shape.bits))
 
 
 def linear_cases(
@@ -84,6 +85,7 @@ def _products(
             is_correct=compare(trial, part, engine, batch, columns=rows),
             stopwatch=stopwatch_of(trial, engine, batch),
             format=format,
+            code_bits=shape.bits if format in ("q8", "q4") else None,
             from_memory=sum(copy.nbytes for copy in used) > rotate_bytes,
         )
 
@@ -113,9 +115,9 @@ def _definition(shape: LinearShape, x_TK: F32, rows: HostTensor) -> Trial:
 
 def _trial(shape: LinearShape, x_TK: F32, N: int, names: Sequence[str]) -> Trial:
     if shape.unit is None:
-        products: tuple[p.Op, ...] = tuple(p.Linear("x", name, "out") for name in names)
+        products: tuple[p.Op, ...] = tuple(p.Linear("x", name, "out", bits=shape.bits) for name in names)
         return Trial({"x": x_TK}, products, "out", {"out": Buffer(N)})
-    products = tuple(p.LinearFixed("x", name, "fixed", shape.unit, shape.limit) for name in names)
+    products = tuple(p.LinearFixed("x", name, "fixed", shape.unit, shape.limit, shape.bits) for name in names)
     return Trial(
         {"x": x_TK, "out": np.zeros((len(x_TK), N), np.float32)},
         products,

@@ -18,6 +18,7 @@ from tinycluster.engine.models.registry import build
 from tinycluster.engine.models.stage import Stage
 from tinycluster.engine.rope import rope_table
 from tinycluster.kernels.formats import FORMATS, Format
+from tinycluster.kernels.passes import round_activations
 from tinycluster.parallel.mesh import Mesh
 from tinycluster.parallel.units import Shares
 from tinycluster.serve.bench.chosen_model import chosen_model, opened
@@ -69,7 +70,7 @@ def run(settings: Settings, model: str | None, options: KernelOptions, clock: Cl
     """ConfigError, CheckpointError. `num_wrong` counts the ops whose result is not that of the definition."""
     entry = chosen_model(settings, model)
     threads = options.threads or num_cores()
-    engine = Engine(threads, options.isa, entry.activation_bits)
+    engine = Engine(threads, options.isa)
     rotate_bytes = 2 * cache_bytes()
     cases = _cases(_rank_of(settings, entry), engine, options, rotate_bytes, entry.limits.max_model_len)
     limits = measure_limits(options.isa, threads, repetitions=options.num_iterations)
@@ -81,11 +82,11 @@ def run(settings: Settings, model: str | None, options: KernelOptions, clock: Cl
         "mesh": {"tensor": entry.mesh.tensor, "pipeline": entry.mesh.pipeline},
         "threads": threads,
         "isa": limits.isa,
-        "activation_bits": entry.activation_bits,
+        "activations": entry.activations,
         "iterations": options.num_iterations,
         "rotated_bytes": rotate_bytes,
         "limits": asdict(limits),
-        "results": [{**figures, **_shares(figures, limits, entry.activation_bits)} for figures in measured],
+        "results": [{**figures, **_shares(figures, limits)} for figures in measured],
         "num_wrong": sum(not figures["is_correct"] for figures in measured),
     }
 
@@ -96,7 +97,7 @@ def _rank_of(settings: Settings, entry: ModelSettings) -> Model:
     mesh = Mesh(entry.mesh.tensor, entry.mesh.pipeline, entry.mesh.weights, entry.mesh.layers)
     shares = Shares(0, mesh.rank_weights, config.num_attention_heads, config.num_key_value_heads)
     program, specs = build(config, Stage.whole(config), shares)
-    return Model(config, program, specs, shares)
+    return Model(config, round_activations(program, entry.activations), specs, shares)
 
 
 def _cases(
@@ -122,6 +123,7 @@ def _measure(case: Case, num_iterations: int, clock: Clock, on_done: Callable[[i
         "op": case.op,
         "shape": case.shape,
         "format": case.format,
+        "code_bits": case.code_bits,
         "tokens": case.tokens,
         "threads": case.num_threads,
         "from_memory": case.from_memory,
@@ -137,7 +139,7 @@ def _measure(case: Case, num_iterations: int, clock: Clock, on_done: Callable[[i
     return figures
 
 
-def _shares(figures: dict[str, Any], limits: Limits, activation_bits: int) -> dict[str, float]:
+def _shares(figures: dict[str, Any], limits: Limits) -> dict[str, float]:
     """Of the memory's speed where operands came from memory, and of the arithmetic's peak where there is a product.
 
     A 16-bit activation takes two products of bytes.
@@ -147,7 +149,7 @@ def _shares(figures: dict[str, Any], limits: Limits, activation_bits: int) -> di
         shares["share_of_read"] = figures["gb_per_s"] / limits.read_gb_per_s
     if figures.get("gmac_per_s"):
         is_grouped = figures["format"] in GROUPED_FORMATS
-        peak = limits.integer_gmac_per_s / (activation_bits // 8) if is_grouped else limits.float_gmac_per_s
+        peak = limits.integer_gmac_per_s / (figures["code_bits"] // 8) if is_grouped else limits.float_gmac_per_s
         shares["share_of_peak"] = figures["gmac_per_s"] / peak
     return shares
 
@@ -168,7 +170,7 @@ def _title(result: dict[str, Any]) -> list[str]:
     limits, mesh = result["limits"], result["mesh"]
     return [
         f"{result['model']}, rank 0 of tensor {mesh['tensor']}, {result['threads']} threads, {result['isa']}, "
-        f"{result['activation_bits']}-bit activations; medians of {result['iterations']}",
+        f"{result['activations']} activations; medians of {result['iterations']}",
         f"This machine reads {limits['read_gb_per_s_one_thread']:.1f} GB/s on one thread and "
         f"{limits['read_gb_per_s']:.1f} on all, and multiplies {limits['integer_gmac_per_s']:.0f} (bytes) and "
         f"{limits['float_gmac_per_s']:.0f} (float32) GMAC/s out of registers.",

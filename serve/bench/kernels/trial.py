@@ -39,7 +39,6 @@ class Engine:
 
     num_threads: int
     isa: str
-    activation_bits: int
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,9 @@ class Trial:
             alone(),
             engine.num_threads,
             engine.isa,
-            engine.activation_bits,
         )
 
-    def definition(self, activation_bits: int) -> ReferenceExecutor:
+    def definition(self) -> ReferenceExecutor:
         tables: dict[str, HostTensor] = {_table(name): _dense(rows) for name, rows in self.inputs.items()}
         return ReferenceExecutor(
             self.program(1),
@@ -91,7 +89,6 @@ class Trial:
             self.rope,
             PagedCache(self.kv, 1, BLOCK_TOKENS),
             alone(),
-            activation_bits,
         )
 
 
