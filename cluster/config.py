@@ -101,7 +101,7 @@ class ModelSettings(_Section):
     weights: WeightsFormat = "stored"
     activations: Literal["int16", "mixed", "int8"] = "mixed"
     """How finely q8 and q4 matrices see their input. int16 keeps float32's answers, int8 prefills fastest; mixed takes
-    8 bits in the MLP, where most of the time goes and least is lost."""
+    8 bits for the MLP's gate and up, half of the arithmetic, where least is lost."""
     mesh: MeshSettings = MeshSettings()
     device: Literal["cpu", "cuda"] = "cpu"
     kv_cache: KVCacheSettings = KVCacheSettings()

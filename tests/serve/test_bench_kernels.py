@@ -153,7 +153,7 @@ class ScriptedRun:
 def test_what_surrounds_an_op_does_not_count_and_short_ops_are_repeated_until_they_do() -> None:
     trial = ScriptedTrial()
     batch = batch_of(1, np.zeros(1, np.int32))
-    watch = Stopwatch(cast(Trial, trial), Engine(1, "auto", 16), batch, lambda: trial.now_s)
+    watch = Stopwatch(cast(Trial, trial), Engine(1, "auto"), batch, lambda: trial.now_s)
     assert watch.seconds_per_op() == pytest.approx(1e-4)
     assert trial.built[:2] == [0, 2]
     assert trial.built[-1] >= 20
@@ -194,8 +194,8 @@ def test_the_cache_size_is_read_or_guessed(tmp_path: Path) -> None:
 
 
 def test_the_two_kinds_of_products_have_their_ops() -> None:
-    assert LinearShape(8, 8, None).op == "linear"
-    assert LinearShape(8, 8, 4, 1.0).op == "linear_fixed"
+    assert LinearShape(8, 8, None, 16).op == "linear"
+    assert LinearShape(8, 8, 4, 16, 1.0).op == "linear_fixed"
 
 
 @pytest.mark.parametrize(

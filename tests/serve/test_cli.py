@@ -112,7 +112,7 @@ def test_config_prints_the_effective_settings() -> None:
 def test_explain_prints_the_plan_before_and_after_the_passes(smollm2_path: Path) -> None:
     before, after = tinycluster("explain", "smollm2", "--tensor", "1").stdout.split("As it is run: ")
     assert "Linear: normed -> q  207,360 bytes of weights" in before
-    assert "Products × 3: normed.codes -> k, q, v  345,600 bytes of weights" in after
+    assert "Products × 3: normed.codes16 -> k, q, v  345,600 bytes of weights" in after
     assert "AddFixed" not in after
     rounded = tinycluster("explain", "smollm2", "--tensor", "1", "--set", "kv_cache.dtype=q8").stdout
     assert "Keys and values in f32: " in before

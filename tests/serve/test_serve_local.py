@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -102,11 +103,22 @@ def test_a_port_that_is_taken_is_one_sentence_and_exit_code_2(server: ServerProc
     assert outcome.stderr == f"error: cannot listen on 127.0.0.1:{port}: address already in use\n"
 
 
+def one_answer(server: ServerProcess, messages: list[Any]) -> str:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as api:
+        answer = api.chat.completions.create(model="smollm2", messages=messages, temperature=0, max_tokens=20)
+    return answer.choices[0].message.content or ""
+
+
 def test_chat_reads_a_pipe_and_keeps_the_conversation(server: ServerProcess) -> None:
     lines = "My name is Ada.\n\n/system Answer with one word.\n/nothing\nWhat is my name?\n/clear\n/exit\nnever asked\n"
     command = [sys.executable, "-m", "tinycluster.serve.cli", "chat", "--url", server.url, "--temperature", "0"]
     ended = subprocess.run(
         [*command, "--max-tokens", "20"], input=lines, capture_output=True, text=True, check=True, timeout=60
     )
-    assert "Ada" in ended.stdout
+    name, question = {"role": "user", "content": "My name is Ada."}, {"role": "user", "content": "What is my name?"}
+    system = {"role": "system", "content": "Answer with one word."}
+    greeting = one_answer(server, [name])
+    answer = one_answer(server, [system, name, {"role": "assistant", "content": greeting}, question])
+    assert ended.stdout == f"{greeting}\n{answer}\n"
+    assert answer != one_answer(server, [system, question])
     assert ended.stderr.startswith("/nothing is not a command.")
