@@ -41,12 +41,14 @@ inline void add_to_residual(float* x, const int64_t* fixed, const float* bias, i
 
 void add_fixed(float* x, const int64_t* fixed, const float* bias, int64_t dim, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t i = 0; i < dim; i += LANES) {
-      const int n = int(dim - i) < LANES ? int(dim - i) : LANES;
-      int64_t sums[LANES] = {};
-      std::memcpy(sums, fixed + row * dim + i, n * sizeof(int64_t));
-      add_to_residual(x + row * dim + i, sums, bias ? bias + i : nullptr, n);
-    }
+    float* out = x + row * dim;
+    const int64_t* sums = fixed + row * dim;
+    int64_t i = 0;
+    for (; i + LANES <= dim; i += LANES) add_to_residual(out + i, sums + i, bias ? bias + i : nullptr, LANES);
+    if (i == dim) continue;
+    int64_t last[LANES] = {};
+    std::memcpy(last, sums + i, (dim - i) * sizeof(int64_t));
+    add_to_residual(out + i, last, bias ? bias + i : nullptr, int(dim - i));
   }
 }
 
