@@ -70,7 +70,7 @@ class KVCacheSettings(_Section):
 
     memory_bytes: Annotated[int, BeforeValidator(parse_memory), Field(ge=1)] = Field(default=2**30, alias="memory")
     block_tokens: int = 16
-    dtype: Literal["f32", "bf16", "q8"] = "f32"
+    dtype: Literal["f32", "bf16", "q8"] = "bf16"
     """How keys and values are held. f32 keeps them as computed; bf16 takes a half and q8 somewhat over a quarter of its
     memory, and long contexts decode faster for it. Each gives the same bits on every mesh."""
 

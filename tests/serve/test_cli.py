@@ -115,7 +115,7 @@ def test_explain_prints_the_plan_before_and_after_the_passes(smollm2_path: Path)
     assert "Products × 3: normed.codes16 -> k, q, v  345,600 bytes of weights" in after
     assert "AddFixed" not in after
     rounded = tinycluster("explain", "smollm2", "--tensor", "1", "--set", "kv_cache.dtype=q8").stdout
-    assert "Keys and values in f32: " in before
+    assert "Keys and values in bf16: " in before
     assert re.search(r"Keys and values in q8: [\d,]+ blocks of 16 tokens, [\d,]+ bytes", rounded)
     wrong = tinycluster("explain", "smollm2", "--tensor", "2", "--rank", "2")
     assert (wrong.exit_code, wrong.stderr) == (2, "error: --rank must be from 0 to 1, got 2\n")
