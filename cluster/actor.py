@@ -68,7 +68,7 @@ class RankActor:
         def load(neighbours: Neighbours) -> Runner:
             self._report.report_to(channel)
             threads.pin()
-            runner = make_runner(self._model.result(), self._blueprint, neighbours, threads.num_threads)
+            runner = make_runner(self._model.result(), self._blueprint, neighbours, threads)
             # What is there now stays as long as the rank: no step should wait for a search through it.
             gc.collect()
             gc.freeze()

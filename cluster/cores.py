@@ -42,11 +42,11 @@ class RankThreads:
     cores: tuple[int, ...] = ()
 
     def pin(self) -> None:
-        """Bind the calling thread, and those that it starts, to the rank's cores. Where Linux refuses, nothing is lost
-        but speed."""
+        """Bind the calling thread, and those that it starts, to the first of the rank's cores; the executor's other
+        threads have the rest. Where Linux refuses, nothing is lost but speed."""
         if self.cores and hasattr(os, "sched_setaffinity"):
             try:
-                os.sched_setaffinity(0, self.cores)
+                os.sched_setaffinity(0, self.cores[:1])
             except OSError:
                 return
 

@@ -70,7 +70,7 @@ def _load(
     threads.pin()
     report = LoadReport()
     report.report_to(channel)
-    return make_runner(load_model(blueprint, rank, checkpoint, report), blueprint, around, threads.num_threads)
+    return make_runner(load_model(blueprint, rank, checkpoint, report), blueprint, around, threads)
 
 
 def _deliver(deliver: Deliver, rank: int, message: Message) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import Channel
+from tinycluster.cluster.cores import RankThreads
 from tinycluster.cluster.messages import LoadProgress
 from tinycluster.cluster.worker import Neighbours
 from tinycluster.engine.checkpoint import Checkpoint
@@ -79,7 +80,7 @@ def load_model(blueprint: Blueprint, rank: int, checkpoint: Checkpoint, report: 
     return RankModel(program, weights, rope_table(checkpoint.config, blueprint.max_model_len))
 
 
-def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, num_threads: int) -> Runner:
+def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, threads: RankThreads) -> Runner:
     """The rank's runner, with an empty cache."""
     executor = NativeExecutor(
         model.program,
@@ -87,7 +88,8 @@ def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, 
         model.rope,
         PagedCache(model.program.kv, blueprint.num_blocks, blueprint.block_tokens, blueprint.kv_dtype),
         StageCollectives(neighbours.tensor_group, neighbours.previous, neighbours.next),
-        num_threads,
+        threads.num_threads,
+        cores=threads.cores,
     )
     sampler = Sampler(executor.cpu)
     return Runner(executor, sampler, neighbours.tensor_group)

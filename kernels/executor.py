@@ -49,7 +49,8 @@ class Span:
 class NativeExecutor:
     """Runs a Program as one native call per step, on `num_threads` threads, without the GIL.
 
-    `passes` change how the Program is run, never a bit of what it computes.
+    `passes` change how the Program is run, never a bit of what it computes. The threads but the first, which is the
+    caller's, are bound to `cores`, one per thread, if there are some.
     """
 
     def __init__(
@@ -62,12 +63,13 @@ class NativeExecutor:
         num_threads: int = 1,
         isa: str = "auto",
         passes: Sequence[Pass] = PASSES,
+        cores: Sequence[int] = (),
     ) -> None:
         matrices = {name: w for name, w in weights.items() if isinstance(w, PackedWeight)}
         shapes = {name: MatrixShape(w.format, *w.shape, w.unit) for name, w in matrices.items()}
         vectors = {name: w for name, w in weights.items() if not isinstance(w, PackedWeight)}
         parts = Parts({name: w.native for name, w in matrices.items()}, vectors, rope, cache.layers, collectives)
-        self.cpu = Cpu(num_threads, isa)
+        self.cpu = Cpu(num_threads, isa, cores=list(cores))
         self._output = program.output
         self._plan = NativePlan(self.cpu, optimize(program, shapes, passes), parts)
 

@@ -17,7 +17,8 @@ NB_MODULE(_cpu, m) {
   });
 
   nb::class_<Cpu> cpu(m, "Cpu");
-  cpu.def(nb::init<int, const std::string&, int>(), "num_threads"_a, "isa"_a = "auto", "activation_bits"_a = 16)
+  cpu.def(nb::init<int, const std::string&, int, const std::vector<int>&>(), "num_threads"_a, "isa"_a = "auto",
+          "activation_bits"_a = 16, "cores"_a = std::vector<int>())
       .def_prop_ro("isa", [](const Cpu& self) { return self.kernels->name; })
       .def_prop_ro("activation_bits", [](const Cpu& self) { return self.activation_bits; })
       .def_prop_ro("num_threads", [](const Cpu& self) { return self.pool.num_threads(); });

@@ -11,8 +11,9 @@
 namespace tinycluster {
 
 struct Cpu {
-  Cpu(int num_threads, const std::string& isa, int activation_bits)
-      : pool(num_threads), activation_bits(activation_bits) {
+  Cpu(int num_threads, const std::string& isa, int activation_bits, const std::vector<int>& cores)
+      : pool(num_threads, cores), activation_bits(activation_bits) {
+    require(cores.empty() || int(cores.size()) == num_threads, "cores must be one per thread");
     require(num_threads >= 1, "num_threads must be at least 1");
     require(activation_bits == 8 || activation_bits == 16, "activation_bits must be 8 or 16");
     for (const Kernels* supported : supported_kernels())

@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -11,15 +12,21 @@ namespace tinycluster {
 
 namespace {
 
-// Steps follow each other within tens of microseconds while there is work: a short spin saves a wake-up per step. A
-// longer one would take the core from other processes of a shared machine.
-constexpr std::chrono::microseconds SPIN{60};
+// Steps follow each other within a fraction of a millisecond while there is work, and a core that has gone to sleep
+// needs as long to wake up, above all in a virtual machine. Whoever else wants the core has it at the next yield.
+constexpr std::chrono::microseconds SPIN{1000};
 constexpr int SPINS_BETWEEN_LOOKS = 64;
 // Inside a job the others come within microseconds, unless their core was taken away.
 constexpr int SPINS_BEFORE_YIELD = 4000;
 
 void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
   syscall(SYS_futex, &word, operation | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
+}
+
+template <class Ready>
+bool spun(const Ready& ready, int spins) {
+  for (int i = 0; i < spins && !ready(); ++i) relax();
+  return ready();
 }
 
 template <class Ready>
@@ -43,8 +50,23 @@ void Team::barrier() {
   }
 }
 
-Pool::Pool(int num_threads) : crew_(num_threads) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+Pool::Pool(int num_threads, const std::vector<int>& cores) : crew_(num_threads) {
+  for (int i = 1; i < num_threads; ++i) {
+    const int core = size_t(i) < cores.size() ? cores[size_t(i)] : -1;
+    workers_.emplace_back([this, i, core] {
+      if (core >= 0) bind_this_thread(core);
+      work(i);
+    });
+  }
+}
+
+// Where the system refuses, nothing is lost but speed.
+void Pool::bind_this_thread(int core) {
+  if (core >= CPU_SETSIZE) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  sched_setaffinity(0, sizeof set, &set);
 }
 
 Pool::~Pool() {
@@ -60,7 +82,7 @@ void Pool::work(int index) {
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + SPIN;
     while (!has_changed() && std::chrono::steady_clock::now() < until)
-      for (int i = 0; i < SPINS_BETWEEN_LOOKS && !has_changed(); ++i) relax();
+      if (!spun(has_changed, SPINS_BETWEEN_LOOKS)) std::this_thread::yield();
     sleepers_.fetch_add(1);
     while (!has_changed()) futex(round_, FUTEX_WAIT, seen);
     sleepers_.fetch_sub(1);

@@ -70,8 +70,10 @@ class Team {
 
 class Pool {
  public:
-  // num_threads counts the calling thread, which always takes part.
-  explicit Pool(int num_threads);
+  // num_threads counts the calling thread, which always takes part. Of cores, if there are some, each worker is bound
+  // to its own, the first being left to the calling thread: a worker that is woken while another thread is at work
+  // would else be put on the caller's core, and both would share it for as long as the system does not look.
+  Pool(int num_threads, const std::vector<int>& cores);
   ~Pool();
   Pool(const Pool&) = delete;
 
@@ -82,6 +84,7 @@ class Pool {
 
  private:
   void work(int index);
+  static void bind_this_thread(int core);
 
   Crew crew_;
   std::vector<std::thread> workers_;

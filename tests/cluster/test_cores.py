@@ -100,3 +100,16 @@ def test_ranks_that_are_threads_are_bound_and_their_process_is_not(tiny_model: P
     expected = [{core} for core in cores.ids[:2]] if cores.are_own and len(cores.ids) > 1 else [before] * 2
     assert bound == expected
     assert os.sched_getaffinity(0) == before
+
+
+def test_the_threads_of_one_rank_have_a_core_each(tiny_model: Path) -> None:
+    cores = node_cores()
+    before = {task.name for task in Path("/proc/self/task").iterdir()}
+    with closing(engine_for(tiny_model, threads="auto")):
+        started = [int(task.name) for task in Path("/proc/self/task").iterdir() if task.name not in before]
+        bound = [tuple(os.sched_getaffinity(thread)) for thread in started]
+    single = [core for cores_of_thread in bound if len(cores_of_thread) == 1 for core in cores_of_thread]
+    if cores.are_own and len(cores.ids) > 1:
+        assert set(single) == set(cores.ids)
+    else:
+        assert not single or len(cores.ids) == 1
