@@ -30,26 +30,37 @@ inline void store_quads(int8_t* quad, I32x16 codes, int64_t n) {
   for (int j = 0; j < 4; ++j) std::memcpy(quad + j * n * 4, bytes + j * 4, 4);
 }
 
+// Up to 32 numbers as integers of at most most_code in magnitude, times a scale.
+struct RoundedGroup {
+  I32x16 codes[2];
+  float scale;
+};
+
 // code = rint(x * (most_code / max|x|)), scale = max|x| / most_code; most_code is 127 or 127 * 256, so that the high
 // byte is an int8 again. Where max|x| is so small that the quotient could overflow the codes are 0. A group with a NaN
 // or an infinity gets the scale NaN, which the checks of later layers turn into an error.
-void quantize_group(const float* x, int count, const CodesRecord& record, int64_t t) {
+inline RoundedGroup round_group(const float* x, int count, float most_code) {
   F32x16 first = load_first(x, count), second = count > LANES ? load_first(x + LANES, count - LANES) : set1(0.0f);
   const int32_t most_bits = max_lanes(max(magnitude_bits(first), magnitude_bits(second)));
   const bool is_finite = most_bits < INFINITY_BITS;
   if (!is_finite) first = second = set1(0.0f);
-  const float most = float_of_bits(most_bits), most_code = record.bits == 16 ? 32512.0f : 127.0f;
+  const float most = float_of_bits(most_bits);
   const F32x16 inverse = set1(is_finite && most > 1e-30f ? most_code / most : 0.0f);
-  const I32x16 codes[2] = {round_to_int(mul(first, inverse)), round_to_int(mul(second, inverse))};
+  const float scale = is_finite ? most / most_code : std::numeric_limits<float>::quiet_NaN();
+  return {{round_to_int(mul(first, inverse)), round_to_int(mul(second, inverse))}, scale};
+}
+
+void quantize_group(const float* x, int count, const CodesRecord& record, int64_t t) {
+  const RoundedGroup group = round_group(x, count, record.bits == 16 ? 32512.0f : 127.0f);
+  const I32x16* codes = group.codes;
   for (int half = 0; half < 2; ++half) {
     if (record.bits == 16) store_quads(record.quad(0, 4 * half, t), high_bytes(codes[half]), record.n);
     store_quads(record.quad(record.bits / 8 - 1, 4 * half, t), codes[half], record.n);
   }
   const int32_t total = add_lanes(add(codes[0], codes[1]));
-  const float scale = is_finite ? most / most_code : std::numeric_limits<float>::quiet_NaN();
-  record.scales()[t] = scale;
+  record.scales()[t] = group.scale;
   record.offsets()[t] = -128 * total;
-  record.sums()[t] = scale * float(total);
+  record.sums()[t] = group.scale * float(total);
 }
 
 void quantize(const Weight& w, const float* x, const Codes& codes, int64_t begin, int64_t end) {
@@ -72,10 +83,7 @@ inline float weight_at(const Weight& w, int64_t tile, int lane, int64_t k) {
   const uint16_t* halves = reinterpret_cast<const uint16_t*>(values);
   if (w.format == Format::f16) return f32_of_f16(halves[k * TILE + lane]);
   if (w.format == Format::bf16) {
-    const uint32_t bits = uint32_t(halves[k * TILE + lane]) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
+    return float_of_bits(int32_t(uint32_t(halves[k * TILE + lane]) << 16));
   }
   const int64_t unit = k / w.unit, in_unit = k % w.unit, quad = in_unit % GROUP / 4, byte = lane * 4 + in_unit % 4;
   const uint8_t* record = values + (unit * w.groups_per_unit + in_unit / GROUP) * w.record_bytes;

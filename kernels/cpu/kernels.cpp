@@ -4,6 +4,8 @@
 #include "kernels.h"
 #include "simd.h"
 
+#include "codes.inl"
+
 #include "kv_codes.inl"
 
 #include "attention_block.inl"
@@ -12,8 +14,6 @@
 #include "probe.inl"
 #include "rows.inl"
 #include "sample.inl"
-
-#include "codes.inl"
 
 #include "linear.inl"
 

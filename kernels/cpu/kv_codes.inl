@@ -23,8 +23,7 @@ struct Bf16Codes {
   // To nearest, ties to even; NaN stays NaN.
   static void round(const float* x, int64_t n, Code* codes, float*) {
     for (int64_t i = 0; i < n; ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, x + i, 4);
+      const uint32_t bits = uint32_t(bits_of(x[i]));
       codes[i] = x[i] == x[i] ? uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : 0x7fc0;
     }
   }
@@ -37,17 +36,12 @@ struct Q8Codes {
   // A group with a number that is not finite reads as NaN.
   static void round(const float* x, int64_t n, Code* codes, float* scales) {
     for (int64_t g = 0; g * KV_GROUP < n; ++g, x += KV_GROUP, codes += KV_GROUP) {
-      const int left = int(n - g * KV_GROUP), right = left < LANES ? 0 : left - LANES;
-      const F32x16 low = load_first(x, left), high = right ? load_first(x + LANES, right) : set1(0.0f);
-      const int32_t most_bits = max_lanes(max(magnitude_bits(low), magnitude_bits(high)));
-      const bool is_finite = most_bits < INFINITY_BITS;
-      const float most = float_of_bits(most_bits);
-      const F32x16 inverse = set1(most > 1e-30f ? 127.0f / most : 0.0f), zero = set1(0.0f);
+      const int count = n - g * KV_GROUP < KV_GROUP ? int(n - g * KV_GROUP) : KV_GROUP;
+      const RoundedGroup group = round_group(x, count, 127.0f);
       int8_t bytes[KV_GROUP];
-      store_bytes(bytes, round_to_int(is_finite ? mul(low, inverse) : zero));
-      store_bytes(bytes + LANES, round_to_int(is_finite ? mul(high, inverse) : zero));
-      std::memcpy(codes, bytes, left < KV_GROUP ? left : KV_GROUP);
-      scales[g] = is_finite ? most / 127.0f : NAN;
+      for (int half = 0; half < 2; ++half) store_bytes(bytes + half * LANES, group.codes[half]);
+      std::memcpy(codes, bytes, size_t(count));
+      scales[g] = group.scale;
     }
   }
 };
