@@ -12,16 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from tinycluster.cluster.messages import EncodedTimeline, ProtocolError
 from tinycluster.engine.request import StepPlan
-from tinycluster.kernels.executor import Span
+from tinycluster.kernels.executor import SPAN_KINDS, Span
 
 _HEAD = struct.Struct("<qIII")
 _STEP = struct.Struct("<QIIqqqI")
 _SPAN = struct.Struct("<HBqq")
-_KINDS: tuple[Literal["compute", "communicate", "wait"], ...] = ("compute", "communicate", "wait")
 _OTHER_CLOCK_NS = 10**9
 
 
@@ -113,7 +112,7 @@ def encode_timeline(timeline: Timeline) -> EncodedTimeline:
         _STEP.pack(s.step_id, s.num_requests, s.num_tokens, s.wait_start_ns, s.start_ns, s.end_ns, len(s.spans))
         for s in timeline.steps
     ]
-    parts += [_SPAN.pack(index[s.name], _KINDS.index(s.kind), s.start_ns, s.end_ns) for s in spans]
+    parts += [_SPAN.pack(index[s.name], SPAN_KINDS.index(s.kind), s.start_ns, s.end_ns) for s in spans]
     return EncodedTimeline(b"".join(parts))
 
 
@@ -133,7 +132,7 @@ def _decode(payload: bytes) -> Timeline:
         raise ProtocolError("a timeline does not fit its counts")
     names = payload[_HEAD.size : names_end].decode().split("\n")
     spans = [
-        Span(names[name], _KINDS[kind], start_ns, end_ns)
+        Span(names[name], SPAN_KINDS[kind], start_ns, end_ns)
         for name, kind, start_ns, end_ns in _SPAN.iter_unpack(payload[steps_end:])
     ]
     steps, at = [], 0

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
-from tinycluster.kernels.executor import Span
+from tinycluster.kernels.executor import Span, SpanKind
 
 
 class SpanRecorder:
@@ -18,7 +17,7 @@ class SpanRecorder:
         self._spans: list[Span] = []
 
     @contextmanager
-    def span(self, name: str, kind: Literal["compute", "communicate", "wait"] = "compute") -> Iterator[None]:
+    def span(self, name: str, kind: SpanKind = "compute") -> Iterator[None]:
         start_ns = time.monotonic_ns()
         yield
         if self.is_on:

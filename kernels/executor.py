@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +36,17 @@ def _method_name(op: Op) -> str:
     return "_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(op).__name__).lower()
 
 
+SpanKind = Literal["compute", "communicate", "wait"]
+SPAN_KINDS: tuple[SpanKind, ...] = get_args(SpanKind)
+"""In the order of the numbers that stand for them, in native code and in messages."""
+
+
 @dataclass(frozen=True)
 class Span:
     """What thread 0 of a rank did, on CLOCK_MONOTONIC."""
 
     name: str
-    kind: Literal["compute", "communicate", "wait"]
+    kind: SpanKind
     start_ns: int
     end_ns: int
 
@@ -94,10 +99,9 @@ class NativeExecutor:
 
     def take_timeline(self) -> list[Span]:
         """What happened in the steps since the last call, as far as tracing was on."""
-        return [Span(name, _KINDS[kind], start, end) for name, kind, start, end in self._plan.native.take_timeline()]
-
-
-_KINDS: tuple[Literal["compute", "communicate", "wait"], ...] = ("compute", "communicate", "wait")
+        return [
+            Span(name, SPAN_KINDS[kind], start, end) for name, kind, start, end in self._plan.native.take_timeline()
+        ]
 
 
 class ReferenceExecutor:
