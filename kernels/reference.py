@@ -257,10 +257,10 @@ def _attend_segment(q_HC: F32, k_PC: F32, v_PC: F32, first: int, end: int, scale
         score = np.zeros((H, j1 - j0), np.float32)
         for c in range(C):
             score = fma(q_HC[:, c, None], k_PC[None, j0:j1, c], score)
-        scores = np.full((H, BLOCK), LOWEST)
+        scores = np.full((H, BLOCK), np.float32(-np.inf))  # the weight of what is not seen is 0
         scores[:, j0 - start : j1 - start] = score * np.float32(scale)
         now = np.maximum(most, scores.max(axis=1))
-        with np.errstate(over="ignore"):  # LOWEST minus something is -inf, and exp(-inf) is 0
+        with np.errstate(over="ignore"):  # LOWEST minus something may be -inf, and exp(-inf) is 0
             weights, shrink = exp(scores - now[:, None]), exp(most - now)
         total = fma(total, shrink, _sum_in_lanes(weights))
         out, most = out * shrink[:, None], now

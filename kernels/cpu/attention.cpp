@@ -8,8 +8,10 @@ namespace tinycluster {
 namespace {
 
 constexpr int64_t PIECES_PER_THREAD = 8;  // so that the threads finish together
+constexpr int64_t UNITS_PER_THREAD = 4;   // likewise, if that leaves a unit enough rows to share a block's conversion
+constexpr int64_t FEWEST_ROWS = 32;
 
-}
+}  // namespace
 
 const char* broken_rule(const KVStep& step, const KVCache& cache) {
   if (step.row_start[0] != 0 || step.row_start[step.R] != step.T) return "row_start must span T";
@@ -39,15 +41,18 @@ std::vector<HeadGroup> head_groups(const int32_t* kv_head_of_head, int64_t num_h
   return groups;
 }
 
-void AttentionTasks::list_units(const KVStep& step) {
+void AttentionTasks::list_units(const KVStep& step, int num_threads) {
   units_.clear(), costs_.clear();
+  const int64_t items_of_all = step.T * (groups_.empty() ? 0 : groups_.back().first_head + groups_.back().num_heads);
+  const int64_t most_items =
+      std::clamp<int64_t>(items_of_all / (UNITS_PER_THREAD * num_threads), FEWEST_ROWS, ATTENTION_ROWS);
   for (int64_t r = 0; r < step.R; ++r)
     for (const HeadGroup& group : groups_) {
       const int32_t* positions = step.positions + step.row_start[r];
       const int64_t items = (step.row_start[r + 1] - step.row_start[r]) * group.num_heads;
       // Whole tokens, so that the rows of a token stay together.
-      const int64_t tokens = std::max<int64_t>(1, ATTENTION_ROWS / group.num_heads);
-      const int64_t most = std::min<int64_t>(ATTENTION_ROWS, tokens * group.num_heads);
+      const int64_t tokens = std::max<int64_t>(1, most_items / group.num_heads);
+      const int64_t most = std::min(most_items, tokens * group.num_heads);
       for (int64_t item = 0; item < items; item += most) {
         const int64_t count = std::min(most, items - item);
         const int64_t first = first_visible(positions[item / group.num_heads], window_);
@@ -60,12 +65,12 @@ void AttentionTasks::list_units(const KVStep& step) {
 }
 
 void AttentionTasks::deal(const KVStep& step, int num_threads) {
-  list_units(step);
+  list_units(step, num_threads);
   const int64_t piece =
       std::accumulate(costs_.begin(), costs_.end(), int64_t(0)) / (PIECES_PER_THREAD * num_threads) + 1;
   size_t num_floats = 0, num_split = 0;
   const auto floats_of = [&](const AttentionTask& unit) {
-    return size_t((unit.end_segment - unit.first_segment) * unit.num_items * (padded_C_ + KV_TILE));
+    return size_t((unit.end_segment - unit.first_segment) * part_floats(unit.num_items, padded_C_));
   };
   for (size_t i = 0; i < units_.size(); ++i) {
     AttentionTask& unit = units_[i];

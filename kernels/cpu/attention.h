@@ -79,18 +79,22 @@ struct HeadGroup {
 std::vector<HeadGroup> head_groups(const int32_t* kv_head_of_head, int64_t num_heads);
 
 // Up to ATTENTION_ROWS (token, head) pairs of one request that read the same KV head, over some of its segments.
-constexpr int ATTENTION_ROWS = 32;
+constexpr int ATTENTION_ROWS = 96;
 struct AttentionTask {
   int64_t request;
   HeadGroup heads;
   int64_t first_item, num_items;  // item i is the request's token i / num_heads with head first_head + i % num_heads
   int64_t first_segment, end_segment;
   // Where several tasks share the segments of their rows; null and unused otherwise.
-  float* parts;  // (segments of all these tasks, items, padded C + 16)
+  float* parts;  // (segments of all these tasks, part_floats)
   int64_t first_segment_of_all;
   int32_t* unfinished;  // tasks of these that are still to finish in this layer
   int32_t num_tasks;
 };
+
+inline int64_t padded_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
+// What a segment gave some rows: for each the highest score, the sum of the weights, and (padded C,) weighted values.
+inline int64_t part_floats(int64_t rows, int64_t padded_C) { return 2 * padded_rows(rows) + rows * padded_C; }
 
 // The tasks of a step, the same for every layer with these heads, this head size and this window. They may run in
 // any order on any threads, but a layer's tasks must all have finished before the next layer's begin.
@@ -106,7 +110,7 @@ class AttentionTasks {
   const AttentionTask& operator[](int64_t i) const { return tasks_[size_t(i)]; }
 
  private:
-  void list_units(const KVStep& step);
+  void list_units(const KVStep& step, int num_threads);
 
   std::vector<HeadGroup> groups_;
   int64_t padded_C_, window_;

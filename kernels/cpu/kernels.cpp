@@ -8,6 +8,8 @@
 
 #include "kv_codes.inl"
 
+#include "kv_blocks.inl"
+
 #include "attention_block.inl"
 
 #include "attention.inl"

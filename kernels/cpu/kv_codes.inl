@@ -9,7 +9,7 @@ static_assert(KV_TILE == LANES && KV_GROUP == 2 * LANES);
 
 struct F32Codes {
   using Code = float;
-  static constexpr bool HAS_SCALES = false, IS_F32 = true;
+  static constexpr bool HAS_SCALES = false;
   static F32x16 read(const Code* codes, F32x16) { return load(codes); }
   static void round(const float* x, int64_t n, Code* codes, float*) {
     std::memcpy(codes, x, size_t(n) * sizeof(float));
@@ -18,7 +18,7 @@ struct F32Codes {
 
 struct Bf16Codes {
   using Code = uint16_t;
-  static constexpr bool HAS_SCALES = false, IS_F32 = false;
+  static constexpr bool HAS_SCALES = false;
   static F32x16 read(const Code* codes, F32x16) { return load_bf16(codes); }
   // To nearest, ties to even; NaN stays NaN.
   static void round(const float* x, int64_t n, Code* codes, float*) {
@@ -31,7 +31,7 @@ struct Bf16Codes {
 
 struct Q8Codes {
   using Code = int8_t;
-  static constexpr bool HAS_SCALES = true, IS_F32 = false;
+  static constexpr bool HAS_SCALES = true;
   static F32x16 read(const Code* codes, F32x16 scale) { return mul(load_i8(codes), scale); }
   // A group with a number that is not finite reads as NaN.
   static void round(const float* x, int64_t n, Code* codes, float* scales) {
@@ -97,10 +97,8 @@ class ValueRows {
   F32x16 read(int vector) const {
     F32x16 scale = {};
     if constexpr (Codes::HAS_SCALES) scale = set1(scales_[vector * LANES / KV_GROUP]);
-    return Codes::read(codes_ + vector * LANES, scale);
-  }
-  void prefetch_next_block(int vector) const {
     if (vector * LANES * sizeof(Code) % 64 == 0) prefetch(next_codes_ + vector * LANES);
+    return Codes::read(codes_ + vector * LANES, scale);
   }
   void step() {
     codes_ += padded_C_, next_codes_ += padded_C_;

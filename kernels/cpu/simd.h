@@ -56,19 +56,29 @@ inline void store_first(float* p, F32x16 x, int n) {
 
 // exp(x) by n = rint(x / ln 2), a polynomial on the remainder (Cephes expf, Moshier 1989), and an exact power of two.
 // Below -87 the result is 0, above 88 it is exp(88); the error is under 1.5 units in the last place between.
+// N vectors take each step together: one alone waits for its own last step most of the time.
+template <int N>
+INLINE void exp(F32x16 (&x)[N]) {
+  F32x16 n[N], r[N], p[N];
+#define EACH UNROLL for (int i = 0; i < N; ++i)
+  EACH r[i] = min(set1(88.0f), x[i]);
+  EACH n[i] = rint(mul(r[i], set1(1.44269504f)));
+  EACH r[i] = fma(n[i], set1(-0.693359375f), r[i]);
+  EACH r[i] = fma(n[i], set1(2.12194440e-4f), r[i]);
+  EACH p[i] = fma(set1(1.9875691500e-4f), r[i], set1(1.3981999507e-3f));
+  EACH p[i] = fma(p[i], r[i], set1(8.3334519073e-3f));
+  EACH p[i] = fma(p[i], r[i], set1(4.1665795894e-2f));
+  EACH p[i] = fma(p[i], r[i], set1(1.6666665459e-1f));
+  EACH p[i] = fma(p[i], r[i], set1(5.0000001201e-1f));
+  EACH p[i] = add(fma(p[i], mul(r[i], r[i]), r[i]), set1(1.0f));
+  EACH x[i] = zero_where_less(x[i], set1(-87.0f), times_exp2(p[i], n[i]));
+#undef EACH
+}
+
 inline F32x16 exp(F32x16 x) {
-  const F32x16 clamped = min(set1(88.0f), max(set1(-87.0f), x));
-  const F32x16 n = rint(mul(clamped, set1(1.44269504f)));
-  F32x16 r = fma(n, set1(-0.693359375f), clamped);
-  r = fma(n, set1(2.12194440e-4f), r);
-  F32x16 p = set1(1.9875691500e-4f);
-  p = fma(p, r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  p = add(fma(p, mul(r, r), r), set1(1.0f));
-  return zero_where_less(x, set1(-87.0f), mul(p, exp2_of_integer(n)));
+  F32x16 one[] = {x};
+  exp(one);
+  return one[0];
 }
 
 }  // namespace

@@ -66,7 +66,9 @@ inline __m256 exp2_of_integer(__m256 n) {
   const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
-inline F32x16 exp2_of_integer(F32x16 n) { return {exp2_of_integer(n.low), exp2_of_integer(n.high)}; }
+inline F32x16 times_exp2(F32x16 x, F32x16 n) {
+  return {_mm256_mul_ps(x.low, exp2_of_integer(n.low)), _mm256_mul_ps(x.high, exp2_of_integer(n.high))};
+}
 inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
   return {_mm256_andnot_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ), x.low),
           _mm256_andnot_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ), x.high)};

@@ -41,12 +41,9 @@ inline F32x16 min(F32x16 a, F32x16 b) { return _mm512_min_ps(a, b); }
 inline F32x16 abs(F32x16 x) { return _mm512_abs_ps(x); }
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
 inline F32x16 rint(F32x16 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline F32x16 exp2_of_integer(F32x16 n) {
-  const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
-}
+inline F32x16 times_exp2(F32x16 x, F32x16 n) { return _mm512_scalef_ps(x, n); }
 inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
-  return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), _mm512_setzero_ps());
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
 }
 inline F32x16 keep_lanes(F32x16 x, int begin, int end, F32x16 other) {
   const __mmask16 mask = __mmask16((0xffffu << begin) & (0xffffu >> (16 - end)));

@@ -94,9 +94,11 @@ inline F32x16 rint(F32x16 x) {
   EACH_LANE x.lane[i] = std::nearbyint(x.lane[i]);
   return x;
 }
-inline F32x16 exp2_of_integer(F32x16 n) {
-  EACH_LANE n.lane[i] = f32_of_bits(uint32_t(int32_t(n.lane[i] == n.lane[i] ? n.lane[i] : 0.0f) + 127) << 23);
-  return n;
+// x * 2^n where n is an integer from -126 to 127, and NaN where x is; anything else elsewhere.
+inline F32x16 times_exp2(F32x16 x, F32x16 n) {
+  EACH_LANE if (n.lane[i] >= -126.0f && n.lane[i] <= 127.0f) x.lane[i] *=
+      f32_of_bits(uint32_t(int32_t(n.lane[i]) + 127) << 23);
+  return x;
 }
 // 0 in the lanes where a < b, otherwise x.
 inline F32x16 zero_where_less(F32x16 a, F32x16 b, F32x16 x) {
