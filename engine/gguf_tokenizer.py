@@ -108,10 +108,7 @@ def build_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
 
 def _byte_level(metadata: _Metadata) -> tuple[tokenizers.Tokenizer, bool]:
     """A gpt2-style tokenizer, and whether it adds BOS where the file does not say."""
-    merges = [tuple(merge.split(" ")) for merge in metadata.get("merges", list)]
-    for merge in merges:
-        if len(merge) != 2 or not {*merge, "".join(merge)} <= metadata.vocabulary.keys():
-            raise metadata.error("merges", f"holds {' '.join(merge)!r}, which does not join two tokens to a third")
+    merges = _merges(metadata)
     named = metadata.get("pre", str, "default")
     kind = ALIASES.get(named, named)
     if kind not in SPLITS:
@@ -128,6 +125,16 @@ def _byte_level(metadata: _Metadata) -> tuple[tokenizers.Tokenizer, bool]:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     return backend, kind == "llama-bpe"
+
+
+def _merges(metadata: _Metadata) -> list[tuple[str, str]]:
+    tokens, merges = metadata.vocabulary, []
+    for merge in metadata.get("merges", list):
+        left, _, right = merge.partition(" ")
+        if left not in tokens or right not in tokens or left + right not in tokens:
+            raise metadata.error("merges", f"holds {merge!r}, which does not join two tokens to a third")
+        merges.append((left, right))
+    return merges
 
 
 def _sentencepiece(metadata: _Metadata) -> tokenizers.Tokenizer:
