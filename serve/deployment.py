@@ -12,28 +12,23 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any
 from urllib.request import urlopen
-from uuid import uuid4
 
 from fastapi import FastAPI
 
-from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.launch import NewProgress
 from tinycluster.cluster.placement import missing, num_cpus_needed, place, replica_bundles
 from tinycluster.cluster.quiet_ray import ray
-from tinycluster.cluster.ray import PlacedRanks, place_ranks
+from tinycluster.cluster.ray import PlacedRanks
 from tinycluster.engine.errors import ConfigError, PlacementError, UnavailableError
 from tinycluster.serve.app import create_app
-from tinycluster.serve.console import silence
-from tinycluster.serve.local_server import Failure, announce
+from tinycluster.serve.controller import perhaps_gone
+from tinycluster.serve.local_server import Failure
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.replica import LoadingLine, Replica, ReplicaState
-from tinycluster.serve.signals import raise_on_signals
 
 # cluster/quiet_ray.py sets what Ray reads from the environment when it is imported, so it comes first.
 from ray import serve  # isort: skip
@@ -43,9 +38,9 @@ log = logging.getLogger(__name__)
 MAX_ONGOING_REQUESTS = 10_000
 """Admission is the scheduler's: Serve must not hold requests back (its default is 5)."""
 POLL_S = 0.1
+STATUS_PERIOD_S = 1.0
 CALL_TIMEOUT_S = 5.0
 PROXY_TIMEOUT_S = 10.0
-_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
 
 
 def build_app() -> FastAPI:
@@ -81,61 +76,6 @@ class Ingress:
             raise self._replica.failure
 
 
-def serve_on_ray(
-    settings: Settings, blueprints: Mapping[str, Blueprint], progress: NewProgress, out: TextIO, started_s: float
-) -> None:
-    """Serve settings that `preflight.py` has checked until StopSignal, or UnavailableError when a rank is lost.
-
-    This process is connected to Ray, and is disconnected at the end.
-    """
-    with ExitStack() as quiet, ExitStack() as running:
-        running.callback(ray.shutdown)
-        # Ray has put a handler of its own in place that aborts the process on SIGTERM.
-        raise_on_signals()
-        # Serve's controller and the ranks take about equally long to start, and neither needs the other.
-        with ThreadPoolExecutor(1) as placer:
-            placing = placer.submit(place_models, settings, blueprints, running)
-            running.enter_context(serve_running(settings))
-        placed = placing.result()
-        name = f"tinycluster-{uuid4().hex[:8]}"
-        running.callback(delete, name)
-        running.callback(quiet.enter_context, silence())
-        handle = deploy(settings, name, placed)
-        state = wait_until_ready(settings, handle, progress)
-        url = state.url or await_proxy(settings)
-        announce(url, state.models, time.monotonic() - started_s, out)
-        raise watch(settings, handle)
-
-
-def place_models(
-    settings: Settings, blueprints: Mapping[str, Blueprint], running: ExitStack
-) -> Mapping[str, PlacedRanks]:
-    """With `front: direct` the ranks start before Serve does; else every replica of Serve's starts its own."""
-    placed: dict[str, PlacedRanks] = {}
-    for model in settings.models if settings.server.front == "direct" else ():
-        placed[model.name] = place_ranks(blueprints[model.name], model, settings)
-        running.callback(placed[model.name].release)
-    return placed
-
-
-@contextmanager
-def serve_running(settings: Settings) -> Iterator[None]:
-    """Ray Serve with the proxy that `front` asks for. A Serve that was there before stays; ours is shut down."""
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    is_ours = _CONTROLLER not in ray.util.list_named_actors(all_namespaces=True)
-    if settings.server.front == "direct":
-        serve.start(proxy_location="Disabled")
-    else:
-        options = {"host": settings.server.host, "port": settings.server.port}
-        serve.start(proxy_location="HeadOnly", http_options=options)
-    try:
-        yield
-    finally:
-        if is_ours:
-            with _perhaps_gone("Serve"):
-                serve.shutdown()
-
-
 def deploy(settings: Settings, name: str, placed: Mapping[str, PlacedRanks]) -> Any:
     """The running application's handle. PlacementError after cluster.placement_timeout seconds."""
     is_direct = settings.server.front == "direct"
@@ -151,7 +91,7 @@ def deploy(settings: Settings, name: str, placed: Mapping[str, PlacedRanks]) -> 
     )
     target = serve.RunTarget(deployment.bind(settings, placed), name, None if is_direct else "/")
     (handle,) = serve.run_many([target], wait_for_applications_running=False)
-    _wait_until_placed(settings, name)
+    _wait_until_placed(settings, name, handle)
     return handle
 
 
@@ -174,15 +114,31 @@ def _with_its_ranks(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _wait_until_placed(settings: Settings, name: str) -> None:
-    # A replica's constructor returns at once, so an application that is not running yet waits for its places.
+def _wait_until_placed(settings: Settings, name: str, handle: Any) -> None:
+    """A replica's constructor returns at once, so one that does not answer yet waits for its places."""
     deadline_s = time.monotonic() + settings.cluster.placement_timeout_s
-    while (status := serve.status().applications[name]).status != "RUNNING":
+    first = handle.state.remote()
+    while not (_has_answer(first) and settings.server.replicas == 1):
+        status = serve.status().applications[name]
+        if status.status == "RUNNING":
+            return
         if status.status == "DEPLOY_FAILED":
             raise UnavailableError(f"Ray Serve could not start the server: {status.message.splitlines()[-1]}")
         if time.monotonic() > deadline_s:
             raise PlacementError(f"{_lack(settings)}; waited {settings.cluster.placement_timeout_s:g} s")
         time.sleep(POLL_S)
+
+
+def _has_answer(response: Any) -> bool:
+    # Serve's status, asked ten times a second, would take a good part of the core that the replica starts on.
+    try:
+        response.result(timeout_s=STATUS_PERIOD_S)
+    except TimeoutError:
+        return False
+    except Exception as error:
+        log.debug("the status of the application has the reason", exc_info=error)
+        return False
+    return True
 
 
 def _lack(settings: Settings) -> str:
@@ -255,19 +211,10 @@ def watch(settings: Settings, handle: Any) -> UnavailableError:
 
 def delete(name: str) -> None:
     """Stop the replica, then delete the application."""
-    with _perhaps_gone("the replica"):
+    with perhaps_gone("the replica"):
         _call(serve.get_app_handle(name).stop)
-    with _perhaps_gone("the application"):
+    with perhaps_gone("the application"):
         serve.delete(name)
-
-
-@contextmanager
-def _perhaps_gone(what: str) -> Iterator[None]:
-    """At the end, what cannot be ended has ended before."""
-    try:
-        yield
-    except Exception as error:
-        log.debug("%s could not be ended", what, exc_info=error)
 
 
 def _call(method: Any) -> Any:

@@ -22,7 +22,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 HOMES = {
-    "ray": ("cluster/", "serve/deployment.py"),
+    "ray": ("cluster/", "serve/controller.py", "serve/deployment.py"),
     "fastapi": ("serve/",),
     "starlette": ("serve/",),
     "uvicorn": ("serve/",),

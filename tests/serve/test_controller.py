@@ -1,0 +1,36 @@
+"""The wait for Serve's controller; Ray's list of actors is played."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tinycluster.serve import controller
+
+CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:
+    """What Ray answers, call after call."""
+    answers: list[list[dict[str, Any]]] = []
+    played = SimpleNamespace(util=SimpleNamespace(list_named_actors=lambda all_namespaces: answers.pop(0)))
+    monkeypatch.setattr(controller, "ray", played)
+    return answers
+
+
+def test_the_wait_ends_when_ray_knows_of_the_controller(listings: list[list[dict[str, Any]]]) -> None:
+    other = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "somebody's"}
+    listings += [[], [other], [other, CONTROLLER], []]
+    controller.await_registered(Future())
+    assert listings == [[]]
+
+
+def test_the_wait_ends_when_serve_cannot_be_started(listings: list[list[dict[str, Any]]]) -> None:
+    failed: Future[None] = Future()
+    failed.set_exception(RuntimeError("no room"))
+    controller.await_registered(failed)
+    assert listings == []
