@@ -63,8 +63,8 @@ class NativePlan:
 
     def _add(self, op: Op) -> None:
         match op:
-            case p.RowGroup(ops):
-                self._add_rows(ops)
+            case p.RowGroup(ops, are_dealt):
+                self._add_rows(ops, are_dealt)
             case p.Products(parts):
                 self._add_products([self._part(part.x, part.weight, part.bias, part.out) for part in parts], parts)
             case p.Linear(x, weight, out, bias):
@@ -78,7 +78,7 @@ class NativePlan:
                 self._add_gate_up(op)
             case p.Attention():
                 self._add_attention(op)
-            case p.AllReduce() | p.AllGather() | p.Send() | p.Recv():
+            case p.AllReduce() | p.ReduceScatter() | p.AllGather() | p.GatherDealt() | p.Send() | p.Recv():
                 self._add_collective(op)
             case _:
                 self._add_rows((op,))
@@ -113,9 +113,10 @@ class NativePlan:
         cache, heads = self._parts.layers[op.layer], list(op.kv_head_of_head)
         self.native.attention(f"attention {op.layer}", q, cache, heads, op.scale, op.window or 0, out)
 
-    def _add_rows(self, ops: Sequence[Op]) -> None:
+    def _add_rows(self, ops: Sequence[Op], are_dealt: bool = False) -> None:
         names = " + ".join(type(op).__name__ for op in ops)
-        self.native.open_rows(names, rows_of(ops[0], self._program) == "outputs")
+        table = self._collectives.tensor_table if are_dealt else None
+        self.native.open_rows(names, rows_of(ops[0], self._program) == "outputs", table)
         for op in ops:
             self._add_row_op(op)
 
@@ -141,13 +142,21 @@ class NativePlan:
             case _:
                 raise TypeError(f"{type(op).__name__} is not a row op")
 
+    @property
+    def _collectives(self) -> Collectives:
+        assert self._parts.collectives is not None, "a Program with collectives needs ranks around it"
+        return self._parts.collectives
+
     def _add_collective(self, op: Op) -> None:
-        plan, number, collectives = self.native, self._numbers, self._parts.collectives
-        assert collectives is not None, "a Program with collectives needs ranks around it"
+        plan, number, collectives = self.native, self._numbers, self._collectives
         match op:
             case p.AllReduce(x):
                 is_fixed = self._program.buffers[x].dtype == "int64"
                 plan.all_reduce(f"all_reduce {x}", collectives.tensor_table, number[x], is_fixed)
+            case p.ReduceScatter(x):
+                plan.reduce_scatter(f"reduce_scatter {x}", collectives.tensor_table, number[x])
+            case p.GatherDealt(x):
+                plan.gather_dealt(f"all_gather {x}", collectives.tensor_table, number[x])
             case p.AllGather(x, widths, out):
                 joined = number[parts_of(op)]
                 plan.all_gather(f"all_gather {x}", collectives.tensor_table, number[x], widths, joined, number[out])

@@ -79,7 +79,7 @@ def writes(op: Op) -> set[str]:
             return {part.out for part in parts}
         case p.LinearResidual(_, residual, _):
             return {residual}
-        case p.AddFixed(x) | p.Rope(x) | p.AllReduce(x):
+        case p.AddFixed(x) | p.Rope(x) | p.AllReduce(x) | p.ReduceScatter(x) | p.GatherDealt(x):
             return {x}
         case p.AllGather(_, _, out):
             return {out, parts_of(op)}
@@ -185,6 +185,41 @@ def group_rows(program: Program, matrices: Matrices) -> Program:
     return replace(program, ops=ops)
 
 
+def deal_rows(program: Program, matrices: Matrices) -> Program:
+    """What follows a row-parallel product row by row is computed once, by all tensor ranks together, instead of by
+    every one: each sums its share of the rows, and what it makes of them is gathered where others need it.
+
+    Residuals are not: only the next such group reads them, and it deals the rows alike.
+    """
+    ops = list[Op]()
+    for index, op in enumerate(program.ops):
+        last = ops[-1] if ops else None
+        if isinstance(op, p.RowGroup) and isinstance(last, p.AllReduce) and _is_sum_of(last, op):
+            ops[-1] = p.ReduceScatter(last.x)
+            ops.append(p.RowGroup(op.ops, are_dealt=True))
+            rest = program.ops[index + 1 :]
+            ops += [p.GatherDealt(name) for name in sorted(writes(op)) if _is_read_whole(name, rest)]
+        else:
+            ops.append(op)
+    return replace(program, ops=ops)
+
+
+def _is_sum_of(reduced: p.AllReduce, rows: Op) -> bool:
+    """Whether a group of row ops begins by adding what was summed to the residual."""
+    return isinstance(rows, p.RowGroup) and isinstance(rows.ops[0], p.AddFixed) and rows.ops[0].fixed == reduced.x
+
+
+def _is_read_whole(name: str, rest: Sequence[Op]) -> bool:
+    """Whether ops read a buffer that are not dealt, before it is written anew."""
+    for before, op in zip((None, *rest), rest, strict=False):
+        is_dealt = isinstance(before, p.AllReduce) and _is_sum_of(before, op)
+        if name in reads(op) and not is_dealt:
+            return True
+        if name in writes(op):
+            return False
+    return False
+
+
 def reuse_in_place(program: Program, matrices: Matrices) -> Program:
     """A norm or an activation whose input is not needed again writes over it."""
     renamed: dict[str, str] = {}
@@ -201,7 +236,7 @@ def reuse_in_place(program: Program, matrices: Matrices) -> Program:
     return replace(program, ops=ops, buffers=buffers)
 
 
-PASSES: tuple[Pass, ...] = (reuse_in_place, join_products, fuse_gate_up, add_residuals, group_rows)
+PASSES: tuple[Pass, ...] = (reuse_in_place, join_products, fuse_gate_up, add_residuals, group_rows, deal_rows)
 
 
 def optimize(program: Program, matrices: Matrices, passes: Sequence[Pass] = PASSES) -> Program:

@@ -218,6 +218,22 @@ class RowGroup:
     """Ops of which each row depends on the same row alone: they run together, a few rows at a time."""
 
     ops: tuple[Op, ...]
+    are_dealt: bool = False
+    """Each tensor rank computes its share of the rows only, unless they are too few to share."""
+
+
+@dataclass(frozen=True)
+class ReduceScatter:
+    """Sum an int64 buffer over the tensor ranks, each rank the rows that are dealt to it (Korthikanti et al. 2022)."""
+
+    x: str
+
+
+@dataclass(frozen=True)
+class GatherDealt:
+    """Give the rows that the tensor ranks dealt among themselves to all of them, in place."""
+
+    x: str
 
 
 Op = (
@@ -240,6 +256,8 @@ Op = (
     | GateUp
     | LinearResidual
     | RowGroup
+    | ReduceScatter
+    | GatherDealt
 )
 
 

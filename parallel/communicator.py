@@ -33,6 +33,13 @@ class Communicator(Protocol):
         """
         ...
 
+    def reduce_scatter(self, x: I64, counts: Sequence[int]) -> I64:
+        """x (sum of counts,) holds counts[r] numbers for every rank r: the sums over ranks of this rank's, a view of x.
+
+        What x holds of the others' parts afterwards is unspecified.
+        """
+        ...
+
     def all_gather(self, x: NDArray[Any], counts: Sequence[int]) -> NDArray[Any]:
         """The ranks' one-dimensional arrays end to end in rank order; counts[r] is the length of rank r's x."""
         ...

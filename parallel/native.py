@@ -44,6 +44,11 @@ class NativeCommunicator:
     def all_reduce(self, x: F32 | I64) -> None:
         run(self.group.all_reduce, x)
 
+    def reduce_scatter(self, x: I64, counts: Sequence[int]) -> I64:
+        run(self.group.reduce_scatter, x, counts)
+        start = sum(counts[: self.rank])
+        return x[start : start + counts[self.rank]]
+
     def all_gather(self, x: NDArray[Any], counts: Sequence[int]) -> NDArray[Any]:
         out = np.empty(sum(counts), x.dtype)
         run(self.group.all_gather, x, [count * x.itemsize for count in counts], out)

@@ -45,8 +45,10 @@ class BoundPlan {
     arena_ = arena, max_tokens_ = max_tokens, max_outputs_ = max_outputs;
   }
 
-  void open_rows(const std::string& name, bool is_outputs) {
-    auto group = std::make_unique<RowGroup>(name, is_outputs);
+  // `table` is that of the ranks that deal the rows among themselves, if they do.
+  void open_rows(const std::string& name, bool is_outputs, std::optional<nb::object> table) {
+    const CollectiveTable* ranks = table ? table_of(*table) : nullptr;
+    auto group = std::make_unique<RowGroup>(name, is_outputs, ranks ? ranks->rank : 0, ranks ? ranks->size : 1);
     rows_ = group.get();
     plan_.add(std::move(group));
   }
@@ -136,6 +138,12 @@ class BoundPlan {
   void all_reduce(const std::string& name, nb::object table, int x, bool is_fixed) {
     plan_.add(std::make_unique<AllReduce>(name, table_of(table), at(x), is_fixed));
   }
+  void reduce_scatter(const std::string& name, nb::object table, int x) {
+    plan_.add(std::make_unique<ReduceScatter>(name, table_of(table), at(x)));
+  }
+  void gather_dealt(const std::string& name, nb::object table, int x) {
+    plan_.add(std::make_unique<GatherDealt>(name, table_of(table), at(x)));
+  }
   void all_gather(const std::string& name, nb::object table, int x, const std::vector<int64_t>& widths, int parts,
                   int out) {
     plan_.add(std::make_unique<AllGather>(name, table_of(table), at(x), widths, at(parts), at(out)));
@@ -219,7 +227,7 @@ void bind_plan(nb::module_& m) {
       .def(nb::init<Cpu&, int64_t>(), "cpu"_a, "num_positions"_a, nb::keep_alive<1, 2>())
       .def("buffer", &BoundPlan::buffer, "width"_a, "is_outputs"_a, "code_bits"_a)
       .def("place", &BoundPlan::place, "offsets"_a, "arena"_a, "max_tokens"_a, "max_outputs"_a)
-      .def("open_rows", &BoundPlan::open_rows, "name"_a, "is_outputs"_a)
+      .def("open_rows", &BoundPlan::open_rows, "name"_a, "is_outputs"_a, "table"_a.none() = nb::none())
       .def("embedding", &BoundPlan::embedding, "weight"_a, "first_row"_a, "out"_a)
       .def("rms_norm", &BoundPlan::rms_norm, "x"_a, "weight"_a, "eps"_a, "out"_a)
       .def("add_fixed", &BoundPlan::add_fixed, "x"_a, "fixed"_a, "bias"_a.none())
@@ -234,6 +242,8 @@ void bind_plan(nb::module_& m) {
       .def("attention", &BoundPlan::attention, "name"_a, "q"_a, "cache"_a, "kv_head_of_head"_a, "scale"_a, "window"_a,
            "out"_a)
       .def("all_reduce", &BoundPlan::all_reduce, "name"_a, "table"_a, "x"_a, "is_fixed"_a)
+      .def("reduce_scatter", &BoundPlan::reduce_scatter, "name"_a, "table"_a, "x"_a)
+      .def("gather_dealt", &BoundPlan::gather_dealt, "name"_a, "table"_a, "x"_a)
       .def("all_gather", &BoundPlan::all_gather, "name"_a, "table"_a, "x"_a, "widths"_a, "parts"_a, "out"_a)
       .def("transfer", &BoundPlan::transfer, "name"_a, "table"_a, "peer"_a, "x"_a, "is_send"_a)
       .def("run", &BoundPlan::run, "tokens"_a, "positions"_a, "row_start"_a, "block_tables"_a, "output_rows"_a)

@@ -44,6 +44,14 @@ class Bound {
     unlocked([&](Group& group) { group.all_reduce(x.data(), x.size()); });
   }
 
+  void reduce_scatter(Array<std::int64_t> x, const std::vector<std::size_t>& counts) {
+    std::size_t total = 0;
+    for (const std::size_t count : counts) total += count;
+    if (counts.size() != size() || total != x.size())
+      throw nb::value_error("the counts of reduce_scatter must name every rank and add up to x");
+    unlocked([&](Group& group) { group.reduce_scatter(x.data(), counts.data()); });
+  }
+
   void all_gather(ConstAnyArray x, const std::vector<std::size_t>& bytes, AnyArray out) {
     std::size_t total = 0;
     for (const std::size_t b : bytes) total += b;
@@ -78,6 +86,7 @@ class Bound {
             "all_reduce", [](Self& self, Array<std::int64_t> x) { self.all_reduce(x); }, "x"_a.noconvert())
         .def(
             "all_reduce", [](Self& self, Array<float> x) { self.all_reduce(x); }, "x"_a.noconvert())
+        .def("reduce_scatter", &Self::reduce_scatter, "x"_a.noconvert(), "counts"_a)
         .def("all_gather", &Self::all_gather, "x"_a.noconvert(), "bytes"_a, "out"_a.noconvert())
         .def("broadcast", &Self::broadcast, "x"_a.noconvert(), "root"_a)
         .def("send", &Self::send, "x"_a.noconvert(), "to"_a)

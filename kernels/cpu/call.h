@@ -17,12 +17,22 @@ struct GroupError : std::runtime_error {
 };
 
 // Sums of integers and of floats are told apart; elsewhere only the number of bytes counts.
-enum class Call : std::uint8_t { attach = 1, all_reduce, all_reduce_f32, all_gather, broadcast, barrier, send, recv };
+enum class Call : std::uint8_t {
+  attach = 1,
+  all_reduce,
+  all_reduce_f32,
+  all_gather,
+  broadcast,
+  barrier,
+  send,
+  recv,
+  reduce_scatter
+};
 
 inline const char* name_of(Call call) {
   constexpr const char* names[] = {
       "an unknown call", "attach", "all_reduce", "all_reduce of float32", "all_gather", "broadcast",
-      "barrier",         "send",   "recv"};
+      "barrier",         "send",   "recv",       "reduce_scatter"};
   const auto index = static_cast<std::size_t>(call);
   return names[index < std::size(names) ? index : 0];
 }

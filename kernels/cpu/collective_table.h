@@ -12,9 +12,12 @@ constexpr const char* kCollectiveTableName = "tinycluster.collective_table";
 // No function throws; false means that the group is broken. parallel/communicator.py states the contract of each call.
 struct CollectiveTable {
   void* group;
+  std::size_t rank, size;
   bool (*all_reduce_i64)(void* group, std::int64_t* x, std::size_t n);
   bool (*all_reduce_f32)(void* group, float* x, std::size_t n);
-  // bytes[r] is the length of rank r's x; out has room for all of them.
+  // x is counts[r] numbers for every rank r, one after the other.
+  bool (*reduce_scatter_i64)(void* group, std::int64_t* x, const std::size_t* counts);
+  // bytes[r] is the length of rank r's x; out has room for all of them, and x may be its place there.
   bool (*all_gather)(void* group, const void* x, const std::size_t* bytes, void* out);
   bool (*broadcast)(void* group, void* x, std::size_t bytes, std::size_t root);
   bool (*send)(void* group, const void* x, std::size_t bytes, std::size_t to);

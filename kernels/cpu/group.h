@@ -39,32 +39,56 @@ class Group {
     is_short ? sum_whole(x, n) : sum_parts(x, n);
   }
 
-  // out = the ranks' x end to end; bytes[r] is the length of rank r's x.
+  // x holds counts[r] numbers for every rank r. This rank's become the sums over ranks.
+  void reduce_scatter(std::int64_t* x, const std::size_t* counts) {
+    const std::size_t total = sum(counts, size()), longest = *std::max_element(counts, counts + size());
+    std::int64_t* const mine = x + sum(counts, rank_);
+    // Of every slot, so much is for each rank: all have something to add at every turn.
+    const std::size_t stride = region_.slot_bytes() / size() / sizeof *x * sizeof *x;
+    in_turns(
+        longest * sizeof *x, stride, {Call::reduce_scatter, total * sizeof *x},
+        [&](std::size_t start, std::size_t use) {
+          const std::int64_t* part = x;
+          for (std::size_t r = 0; r < size(); part += counts[r++])
+            if (r != rank_)
+              std::memcpy(slot(use) + r * stride, part + std::min(start / sizeof *x, counts[r]),
+                          piece(counts[r] * sizeof *x, start, stride));
+        },
+        [&](std::size_t start, std::size_t use) {
+          const std::size_t n = piece(counts[rank_] * sizeof *x, start, stride) / sizeof *x;
+          for (std::size_t r = 0; r < size(); ++r)
+            if (r != rank_ && n > 0) add_to(mine + start / sizeof *x, region_.slot(r, use) + rank_ * stride, n);
+        });
+  }
+
+  // out = the ranks' x end to end; bytes[r] is the length of rank r's x, which may be its place in out.
   void all_gather(const std::byte* x, const std::size_t* bytes, std::byte* out) {
     const std::size_t longest = *std::max_element(bytes, bytes + size());
     const Agreement what{Call::all_gather, sum(bytes, size())};
-    std::memcpy(out + sum(bytes, rank_), x, bytes[rank_]);
+    std::memmove(out + sum(bytes, rank_), x, bytes[rank_]);
+    const std::size_t stride = region_.slot_bytes();
     in_turns(
-        longest, what,
+        longest, stride, what,
         [&](std::size_t start, std::size_t use) {
-          std::memcpy(slot(use), x + std::min(start, bytes[rank_]), piece(bytes[rank_], start));
+          std::memcpy(slot(use), x + std::min(start, bytes[rank_]), piece(bytes[rank_], start, stride));
         },
         [&](std::size_t start, std::size_t use) {
           std::byte* target = out;
           for (std::size_t r = 0; r < size(); target += bytes[r++])
             if (r != rank_)
-              std::memcpy(target + std::min(start, bytes[r]), region_.slot(r, use), piece(bytes[r], start));
+              std::memcpy(target + std::min(start, bytes[r]), region_.slot(r, use), piece(bytes[r], start, stride));
         });
   }
 
   void broadcast(std::byte* x, std::size_t bytes, std::size_t root) {
+    const std::size_t stride = region_.slot_bytes();
     in_turns(
-        bytes, {Call::broadcast, bytes},
+        bytes, stride, {Call::broadcast, bytes},
         [&](std::size_t start, std::size_t use) {
-          if (rank_ == root) std::memcpy(slot(use), x + start, piece(bytes, start));
+          if (rank_ == root) std::memcpy(slot(use), x + start, piece(bytes, start, stride));
         },
         [&](std::size_t start, std::size_t use) {
-          if (rank_ != root) std::memcpy(x + start, region_.slot(root, use), piece(bytes, start));
+          if (rank_ != root) std::memcpy(x + start, region_.slot(root, use), piece(bytes, start, stride));
         });
   }
 
@@ -82,8 +106,8 @@ class Group {
   };
 
   std::byte* slot(std::size_t use) const { return region_.slot(rank_, use); }
-  std::size_t piece(std::size_t bytes, std::size_t start) const {
-    return bytes <= start ? 0 : std::min(region_.slot_bytes(), bytes - start);
+  static std::size_t piece(std::size_t bytes, std::size_t start, std::size_t stride) {
+    return bytes <= start ? 0 : std::min(stride, bytes - start);
   }
   static std::size_t sum(const std::size_t* bytes, std::size_t count) {
     std::size_t total = 0;
@@ -91,12 +115,11 @@ class Group {
     return total;
   }
 
-  // Calls show(start, use) and then, when all ranks have shown theirs, read(start, use), for each slotful of `bytes`.
+  // Calls show(start, use) and then, when all ranks have shown theirs, read(start, use), for each `stride` of `bytes`.
   // The next slotful is shown before the last is waited for, so that nobody waits for a rank that only reads.
   template <class Show, class Read>
-  void in_turns(std::size_t bytes, Agreement what, Show show, Read read) {
+  void in_turns(std::size_t bytes, std::size_t stride, Agreement what, Show show, Read read) {
     if (bytes == 0 || size() == 1) return;
-    const std::size_t stride = region_.slot_bytes();
     const auto show_next = [&](std::size_t start) {
       show(start, use_++);
       return arrive(what);

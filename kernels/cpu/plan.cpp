@@ -19,10 +19,11 @@ int64_t now_ns() {
 }  // namespace
 
 void RowGroup::run(Team& team, const Step& step) {
-  const int64_t rows = is_outputs_ ? step.batch.O : step.batch.T;
-  team.share(rows, ROWS_AT_ONCE, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; row += ROWS_AT_ONCE)
-      for (const auto& op : ops_) op->run(step, row, std::min(row + ROWS_AT_ONCE, end));
+  const DealtRows dealt(is_outputs_ ? step.batch.O : step.batch.T, num_ranks_);
+  const int64_t first = dealt.begin(rank_);
+  team.share(dealt.count(rank_), ROWS_AT_ONCE, [&](int64_t begin, int64_t end) {
+    for (int64_t row = first + begin; row < first + end; row += ROWS_AT_ONCE)
+      for (const auto& op : ops_) op->run(step, row, std::min(row + ROWS_AT_ONCE, first + end));
   });
 }
 

@@ -28,6 +28,8 @@ struct Buffer {
   bool is_outputs;
   int code_bits;
   int64_t offset = 0;
+
+  int64_t row_bytes() const { return code_bits ? width / GROUP * Codes::token_bytes(code_bits) : width * 4; }
 };
 
 struct Step {
@@ -67,6 +69,23 @@ class Op {
   std::string name_;
 };
 
+// The rows of a step that each of several ranks computes for all of them: whole blocks of codes, as many for each as
+// for the others. Of fewer rows every rank computes all, since to exchange them would take longer.
+class DealtRows {
+ public:
+  DealtRows(int64_t rows, size_t num_ranks) : rows_(rows), num_ranks_(int64_t(num_ranks)) {}
+
+  bool are_dealt() const { return num_ranks_ > 1 && rows_ >= num_ranks_ * CODE_BLOCK; }
+  int64_t begin(size_t rank) const {
+    return are_dealt() ? rows_ / CODE_BLOCK * int64_t(rank) / num_ranks_ * CODE_BLOCK : 0;
+  }
+  int64_t end(size_t rank) const { return are_dealt() && int64_t(rank) + 1 < num_ranks_ ? begin(rank + 1) : rows_; }
+  int64_t count(size_t rank) const { return end(rank) - begin(rank); }
+
+ private:
+  int64_t rows_, num_ranks_;
+};
+
 // An operation whose row depends on the same row of its inputs alone: several of them run together, a few rows at a
 // time, while the rows are in the first cache level.
 class RowOp {
@@ -76,14 +95,18 @@ class RowOp {
   virtual void run(const Step& step, int64_t begin, int64_t end) = 0;
 };
 
+//
+// Where ranks share the rows, this is rank `rank` of `num_ranks`.
 class RowGroup : public Op {
  public:
-  RowGroup(std::string name, bool is_outputs) : Op(std::move(name)), is_outputs_(is_outputs) {}
+  RowGroup(std::string name, bool is_outputs, size_t rank, size_t num_ranks)
+      : Op(std::move(name)), is_outputs_(is_outputs), rank_(rank), num_ranks_(num_ranks) {}
   void add(std::unique_ptr<RowOp> op) { ops_.push_back(std::move(op)); }
   void run(Team& team, const Step& step) override;
 
  private:
   bool is_outputs_;
+  size_t rank_, num_ranks_;
   std::vector<std::unique_ptr<RowOp>> ops_;
 };
 

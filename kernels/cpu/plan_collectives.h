@@ -76,6 +76,43 @@ class AllGather : public Collective {
   Buffer *parts_, *out_;
 };
 
+// The sums of fixed-point numbers, each rank's of its own rows.
+class ReduceScatter : public Collective {
+ public:
+  ReduceScatter(std::string name, const CollectiveTable* table, Buffer* x)
+      : Collective(std::move(name), table), x_(x) {}
+
+ private:
+  bool call(const CollectiveTable& table, const Step& step) override {
+    const DealtRows dealt(step.rows(*x_), table.size);
+    if (!dealt.are_dealt())
+      return table.all_reduce_i64(table.group, step.integers(*x_), size_t(step.rows(*x_) * x_->width));
+    counts_.clear();
+    for (size_t r = 0; r < table.size; ++r) counts_.push_back(size_t(dealt.count(r) * x_->width));
+    return table.reduce_scatter_i64(table.group, step.integers(*x_), counts_.data());
+  }
+  Buffer* x_;
+  std::vector<size_t> counts_;
+};
+
+// The rows that the ranks dealt among themselves, for all of them.
+class GatherDealt : public Collective {
+ public:
+  GatherDealt(std::string name, const CollectiveTable* table, Buffer* x) : Collective(std::move(name), table), x_(x) {}
+
+ private:
+  bool call(const CollectiveTable& table, const Step& step) override {
+    const DealtRows dealt(step.rows(*x_), table.size);
+    if (!dealt.are_dealt()) return true;
+    bytes_.clear();
+    for (size_t r = 0; r < table.size; ++r) bytes_.push_back(size_t(dealt.count(r) * x_->row_bytes()));
+    uint8_t* const rows = step.arena + x_->offset;
+    return table.all_gather(table.group, rows + dealt.begin(table.rank) * x_->row_bytes(), bytes_.data(), rows);
+  }
+  Buffer* x_;
+  std::vector<size_t> bytes_;
+};
+
 // To or from the same tensor rank of a neighbouring stage.
 class Transfer : public Collective {
  public:

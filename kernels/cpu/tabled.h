@@ -15,11 +15,15 @@ class Tabled {
  public:
   explicit Tabled(Group& group) : group_(group) {
     table_.group = this;
+    table_.rank = group.rank(), table_.size = group.size();
     table_.all_reduce_i64 = [](void* self, std::int64_t* x, std::size_t n) {
       return of(self).kept([&](Group& group) { group.all_reduce(x, n); });
     };
     table_.all_reduce_f32 = [](void* self, float* x, std::size_t n) {
       return of(self).kept([&](Group& group) { group.all_reduce(x, n); });
+    };
+    table_.reduce_scatter_i64 = [](void* self, std::int64_t* x, const std::size_t* counts) {
+      return of(self).kept([&](Group& group) { group.reduce_scatter(x, counts); });
     };
     table_.all_gather = [](void* self, const void* x, const std::size_t* bytes, void* out) {
       return of(self).kept([&](Group& group) {

@@ -36,12 +36,27 @@ class TcpGroup {
       sum_parts(x + start, std::min(kChunkBytes / sizeof(T), n - start));
   }
 
-  // out = the ranks' x end to end; bytes[r] is the length of rank r's x.
+  // x holds counts[r] numbers for every rank r. This rank's become the sums over ranks.
+  void reduce_scatter(std::int64_t* x, const std::size_t* counts) {
+    const std::size_t count = counts[rank()], bytes = count * sizeof *x;
+    std::int64_t* mine = nullptr;
+    addends_.resize(std::max(addends_.size(), bytes * size()));
+    std::vector<Flow> flows = both_ways();
+    for (std::size_t r = 0; r < size(); x += counts[r++]) {
+      flows[r] = {bytes_of(x), counts[r] * sizeof *x, addends_.data() + r * bytes, bytes};
+      if (r == rank()) mine = x;
+    }
+    exchange(Call::reduce_scatter, flows);
+    for (std::size_t r = 0; r < size(); ++r)
+      if (r != rank()) add_to(mine, addends_.data() + r * bytes, count);
+  }
+
+  // out = the ranks' x end to end; bytes[r] is the length of rank r's x, which may be its place in out.
   void all_gather(const std::byte* x, const std::size_t* bytes, std::byte* out) {
     std::vector<Flow> flows = both_ways();
     for (std::size_t r = 0; r < size(); out += bytes[r++]) {
       flows[r] = {x, bytes[rank()], out, bytes[r]};
-      if (r == rank()) std::memcpy(out, x, bytes[r]);
+      if (r == rank()) std::memmove(out, x, bytes[r]);
     }
     exchange(Call::all_gather, flows);
   }
@@ -268,7 +283,7 @@ class TcpGroup {
   }
 
   Watch watch_;
-  std::vector<std::byte> staging_;
+  std::vector<std::byte> staging_, addends_;
   std::vector<std::unique_ptr<TcpStream>> streams_;
 };
 

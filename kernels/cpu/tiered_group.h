@@ -36,6 +36,11 @@ class TieredGroup {
     });
   }
 
+  // The sums cross the network once per node; that each node's leader has them all costs no more.
+  void reduce_scatter(std::int64_t* x, const std::size_t* counts) {
+    all_reduce(x, std::accumulate(counts, counts + size_, std::size_t{0}));
+  }
+
   // A sum per node first would add floats in another order than that of the ranks.
   void all_reduce(float* x, std::size_t n) {
     std::vector<float> addends(n * size_);

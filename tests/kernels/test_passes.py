@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +19,24 @@ from tinycluster.kernels.executor import NativeExecutor, PagedCache, ReferenceEx
 from tinycluster.kernels.formats import DenseTensor, Format
 from tinycluster.kernels.memory_plan import lifetimes, place, row_bytes
 from tinycluster.kernels.packing import PackedWeight, pack, prepare
-from tinycluster.kernels.passes import PASSES, Activations, MatrixShape, Pass, optimize, round_activations, walk
+from tinycluster.kernels.passes import (
+    PASSES,
+    Activations,
+    MatrixShape,
+    Pass,
+    deal_rows,
+    group_rows,
+    optimize,
+    round_activations,
+    walk,
+)
 from tinycluster.kernels.program import F32, Batch, Program
+from tinycluster.parallel.local import LocalGroup
+from tinycluster.parallel.pipeline import StageCollectives
 from tinycluster.parallel.units import Shares
 
 POSITIONS = 48
+COUNTS = (11, 1, 6)
 CASE_NAMES = ("llama_biases", "qwen3_biases_windows")
 
 
@@ -50,16 +64,17 @@ def logits(
     passes: Sequence[Pass],
     threads: int,
     activations: Activations = "int16",
+    counts: Sequence[int] = COUNTS,
 ) -> F32:
     program = program_of(config, activations)
     rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
-    return logits_of(NativeExecutor(program, weights, rope, cache, None, threads, passes=passes), config)
+    return logits_of(NativeExecutor(program, weights, rope, cache, None, threads, passes=passes), config, counts)
 
 
-def logits_of(executor: NativeExecutor | ReferenceExecutor, config: ModelConfig) -> F32:
-    """Of every position of a step of 11 tokens, one of 1 and one of 6."""
+def logits_of(executor: NativeExecutor | ReferenceExecutor, config: ModelConfig, counts: Sequence[int] = COUNTS) -> F32:
+    """Of every position, in steps of so many tokens."""
     found, start = [], 0
-    for count in (11, 1, 6):
+    for count in counts:
         tokens, positions = (np.arange(start, start + count, dtype=np.int32) for _ in range(2))
         step = executor.run(
             Batch(
@@ -88,6 +103,50 @@ def test_every_pass_leaves_the_bits_as_they_are(case: str, format: Format, activ
     for passes in (*((one,) for one in PASSES), PASSES, PASSES[1:], PASSES[:3]):
         names = [one.__name__ for one in passes]
         np.testing.assert_array_equal(logits(config, weights, passes, 2, activations), plain, err_msg=str(names))
+
+
+def logits_of_ranks(
+    config: ModelConfig, shares: Sequence[float], passes: Sequence[Pass], counts: Sequence[int]
+) -> list[F32]:
+    """Of every tensor rank, q8 with mixed activations."""
+    group, whole = LocalGroup(len(shares)), random_weights(config, SEED)
+
+    def rank_logits(rank: int) -> F32:
+        mine = Shares(rank, tuple(shares), config.num_attention_heads, config.num_key_value_heads)
+        program, specs = build(config, Stage.whole(config), mine)
+        weights: dict[str, PackedWeight | F32] = {}
+        for spec in specs:
+            part = np.ascontiguousarray(whole[spec.name][np.ix_(*spec.slices(mine))])
+            unit = spec.split.unit if spec.split is not None and spec.split_dim == 1 else None
+            weights[spec.name] = pack(DenseTensor("f32", part), unit=unit, format="q8") if part.ndim == 2 else part
+        collectives = StageCollectives(group.communicator(rank), None, None)
+        rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
+        executor = NativeExecutor(round_activations(program, "mixed"), weights, rope, cache, collectives, passes=passes)
+        return logits_of(executor, config, counts)
+
+    with ThreadPoolExecutor(len(shares)) as threads:
+        return list(threads.map(rank_logits, range(len(shares))))
+
+
+@pytest.mark.parametrize("case", CASE_NAMES)
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (2.0, 1.0, 1.0), (1.0,) * 5], ids=str)
+def test_ranks_that_deal_rows_among_themselves_compute_the_same_bits(case: str, shares: tuple[float, ...]) -> None:
+    config, counts = CASES[case], (21, 1, 7, 13, 4)  # some are enough to be dealt, others are not
+    wanted = logits(config, weights_of(config, "q8"), (), 1, "mixed", counts)
+    for passes in ((), (group_rows, deal_rows), PASSES, PASSES[:-1]):
+        for found in logits_of_ranks(config, shares, passes, counts):
+            np.testing.assert_array_equal(found, wanted, err_msg=str([one.__name__ for one in passes]))
+
+
+def test_of_what_ranks_deal_only_what_others_read_is_gathered() -> None:
+    config = CASES["llama_biases"]
+    shares = Shares(0, (1.0, 1.0), config.num_attention_heads, config.num_key_value_heads)
+    program = round_activations(build(config, Stage.whole(config), shares)[0], "mixed")
+    ops = optimize(program, shapes_of(weights_of(config, "q8"))).ops
+    gathered = [op.x for op in ops if isinstance(op, p.GatherDealt)]
+    # After attention the codes for gate and up, after the MLP those of the next layer; at the end the residual.
+    assert gathered == ["normed.codes8", "normed.codes16", "normed.codes8", "hidden"]
+    assert not any(isinstance(op, p.AllReduce) and op.x == "fixed" for op in ops)
 
 
 @pytest.mark.parametrize("activations", ["mixed", "int8"])

@@ -17,8 +17,11 @@ class _Layout(ctypes.Structure):
 
     _fields_ = (
         ("group", _POINTER),
+        ("rank", _SIZE),
+        ("size", _SIZE),
         ("all_reduce_i64", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE)),
         ("all_reduce_f32", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE)),
+        ("reduce_scatter_i64", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, ctypes.POINTER(_SIZE))),
         ("all_gather", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, ctypes.POINTER(_SIZE), _POINTER)),
         ("broadcast", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE, _SIZE)),
         ("send", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE, _SIZE)),
@@ -45,6 +48,11 @@ class NativeTable:
     def all_reduce(self, x: Any) -> None:
         call = self._table.all_reduce_i64 if x.dtype == np.int64 else self._table.all_reduce_f32
         self._check(call(self._table.group, x.ctypes.data, x.size))
+
+    def reduce_scatter(self, x: Any, counts: Sequence[int]) -> Any:
+        self._check(self._table.reduce_scatter_i64(self._table.group, x.ctypes.data, (_SIZE * len(counts))(*counts)))
+        start = sum(counts[: self._table.rank])
+        return x[start : start + counts[self._table.rank]]
 
     def all_gather(self, x: Any, counts: Sequence[int]) -> Any:
         out = np.empty(sum(counts), x.dtype)

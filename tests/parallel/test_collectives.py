@@ -35,6 +35,13 @@ def check_all_reduce(communicator: Any, dtype: str, n: int, seed: int = 0) -> No
     np.testing.assert_array_equal(x, sum_in_rank_order(addends))
 
 
+def check_reduce_scatter(communicator: Any, counts: list[int], seed: int = 0) -> None:
+    addends = [values("int64", sum(counts), rank, seed) for rank in range(communicator.size)]
+    start, rank = sum(counts[: communicator.rank]), communicator.rank
+    mine = communicator.reduce_scatter(addends[rank].copy(), counts)
+    np.testing.assert_array_equal(mine, sum_in_rank_order(addends)[start : start + counts[rank]])
+
+
 def check_all_gather(communicator: Any, counts: list[int], seed: int = 0) -> None:
     parts = [values("float32", count, rank, seed) for rank, count in enumerate(counts)]
     gathered = communicator.all_gather(parts[communicator.rank], counts)
@@ -93,6 +100,39 @@ def test_arrays_around_the_chunk_size_are_summed_whole(kind: str, n: int, groups
 def test_all_gather_joins_uneven_parts_in_rank_order(kind: str, counts: Any, groups: Any, in_threads: Any) -> None:
     for future in in_threads(groups.open(kind, 3), lambda communicator: check_all_gather(communicator, counts)):
         future.result()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("counts", [[0, 0, 0], [1, 0, 2], [0, 70_001, 3], [576, 576, 576], [20_000, 30_000, 10_007]])
+def test_reduce_scatter_gives_every_rank_the_sums_of_its_part(
+    kind: str, counts: Any, groups: Any, in_threads: Any
+) -> None:
+    for future in in_threads(groups.open(kind, 3), lambda communicator: check_reduce_scatter(communicator, counts)):
+        future.result()
+
+
+def test_counts_that_do_not_fit_are_refused(groups: Any) -> None:
+    communicator = groups.open("local", 1)[0]
+    for counts in ([4], [2, 3], [6]):
+        with pytest.raises(ValueError, match="counts of reduce_scatter"):
+            communicator.reduce_scatter(np.zeros(5, np.int64), counts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_may_be_gathered_into_its_own_place(kind: str, groups: Any, in_threads: Any) -> None:
+    counts = [3, 20_000, 40_001]
+
+    def body(communicator: Any) -> Any:
+        out = np.zeros(sum(counts), np.int32)
+        start = sum(counts[: communicator.rank])
+        mine = out[start : start + counts[communicator.rank]]
+        mine[:] = values("int32", len(mine), communicator.rank, seed=3)
+        communicator.group.all_gather(mine, [4 * count for count in counts], out)
+        return out
+
+    parts = [values("int32", count, rank, seed=3) for rank, count in enumerate(counts)]
+    for future in in_threads(groups.open(kind, 3), body):
+        np.testing.assert_array_equal(future.result(), np.concatenate(parts))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,7 +200,7 @@ def test_random_sequences_of_mixed_operations_agree_with_numpy(
         choose = random.Random(size)  # the same choices in every rank
         for seed in range(120):
             n = choose.choice([0, 1, 2, 61, SLOT - 1, SLOT, SLOT + 1, 5 * SLOT + 3, choose.randrange(4000)])
-            operation = choose.randrange(6)
+            operation = choose.randrange(7)
             if operation < 2:
                 check_all_reduce(communicator, ["int64", "float32"][operation], n, seed)
             elif operation == 2:
@@ -169,6 +209,8 @@ def test_random_sequences_of_mixed_operations_agree_with_numpy(
                 check_broadcast(communicator, n, choose.randrange(size), seed)
             elif operation == 4:
                 check_ring(communicator, n, seed)
+            elif operation == 5:
+                check_reduce_scatter(communicator, [choose.randrange(n + 1) for _ in range(size)], seed)
             else:
                 communicator.barrier()
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from tests.parallel.native_table import NativeTable
-from tests.parallel.test_collectives import check_all_gather, check_all_reduce, check_broadcast, check_ring
+from tests.parallel.test_collectives import (
+    check_all_gather,
+    check_all_reduce,
+    check_broadcast,
+    check_reduce_scatter,
+    check_ring,
+)
 from tinycluster.parallel.communicator import CollectiveError
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.pipeline import PeerLink, StageCollectives
@@ -30,6 +36,7 @@ def test_every_call_of_a_table_agrees_with_numpy(kind: str, size: int, groups: A
         for n in (0, 1, 576, 40_001):
             check_all_reduce(table, "int64", n)
             check_all_reduce(table, "float32", n)
+            check_reduce_scatter(table, [n + 5 * rank for rank in range(size)])
             check_all_gather(table, [n + 3 * rank for rank in range(size)])
             check_broadcast(table, n, root=size - 1)
             if size > 1 and kind in MESSENGERS:
