@@ -61,16 +61,21 @@ def deal(cores: Sequence[NodeCores], *, threads: int | None, pin: bool) -> tuple
 
 
 def _deal_one(cores: NodeCores, num_ranks: int, place: int, *, threads: int | None, pin: bool) -> RankThreads:
-    """A rank is bound only where the ranks fill the machine and each thread has a core of its own.
+    """A rank is bound only where the ranks fill the machine: each thread has a core of its own, or each core the same
+    number of ranks.
 
-    A rank that waits for a core that another holds keeps its peers waiting; and where cores are left over, somebody
-    else may have been meant to use them, and nobody knows which.
+    A rank that waits for a core that more ranks hold than others keeps its peers waiting; and where cores are left
+    over, somebody else may have been meant to use them, and nobody knows which.
     """
-    share = cores.num_usable // num_ranks
-    num_threads = threads or max(1, share)
-    if not (pin and cores.are_own and num_threads == share):
+    num_cores = cores.num_usable
+    num_threads = threads or max(1, num_cores // num_ranks)
+    if not (pin and cores.are_own):
         return RankThreads(num_threads)
-    return RankThreads(num_threads, cores.ids[place * num_threads : (place + 1) * num_threads])
+    if num_threads == 1 and num_ranks % num_cores == 0:
+        return RankThreads(1, (cores.ids[place % num_cores],))
+    if num_threads == num_cores // num_ranks:
+        return RankThreads(num_threads, cores.ids[place * num_threads : (place + 1) * num_threads])
+    return RankThreads(num_threads)
 
 
 DealThreads = Callable[[Sequence[NodeCores]], tuple[RankThreads, ...]]

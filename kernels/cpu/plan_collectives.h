@@ -57,9 +57,12 @@ class AllGather : public Collective {
   bool call(const CollectiveTable& table, const Step& step) override {
     bytes_.clear();
     for (int64_t width : widths_) bytes_.push_back(size_t(step.rows(*x_) * width) * sizeof(float));
-    return table.all_gather(table.group, step.floats(*x_), bytes_.data(), step.floats(*parts_));
+    // One row end to end is one row side by side.
+    Buffer* const to = step.rows(*x_) == 1 ? out_ : parts_;
+    return table.all_gather(table.group, step.floats(*x_), bytes_.data(), step.floats(*to));
   }
   void finish(Team& team, const Step& step) override {
+    if (step.rows(*x_) == 1) return;
     team.share(step.rows(*x_), 1, [&](int64_t begin, int64_t end) {
       int64_t column = 0;
       for (int64_t width : widths_) {
