@@ -41,6 +41,7 @@ class BatchPacker:
             row_start=row_start,
             block_tables=self._block_tables(rows),
             output_rows=np.array([end - 1 for end, row in zip(ends, rows, strict=True) if row.sample], np.int32),
+            wants_all_logits=any(row.sampling.return_logits_digest for row in rows),
         )
 
     def _block_tables(self, rows: Sequence[Row]) -> I32:

@@ -11,7 +11,7 @@ from tinycluster.engine.request import Row, SampledToken, StepPlan, StepResult
 from tinycluster.engine.sampler import Sampler
 from tinycluster.engine.spans import SpanRecorder
 from tinycluster.kernels.executor import Span
-from tinycluster.kernels.program import F32, I64, Batch
+from tinycluster.kernels.program import F32, I64, Batch, sampled_rows
 from tinycluster.parallel.communicator import Communicator
 
 
@@ -66,16 +66,15 @@ class Runner:
     def _choose(self, rows: list[Row], logits_OV: F32) -> I64:
         if not rows:
             return np.zeros(0, np.int64)
-        rank, size = self._group.rank, self._group.size
-        bounds = [len(rows) * other // size for other in range(size + 1)]
-        own = slice(bounds[rank], bounds[rank + 1])
+        dealt = [sampled_rows(len(rows), rank, self._group.size) for rank in range(self._group.size)]
+        own = dealt[self._group.rank]
         with self._spans.span("sample"):
             tokens = self._sampler.sample(logits_OV[own], rows[own])
-        if size == 1:
+        if self._group.size == 1:
             return tokens
         # A few bytes: the time goes into waiting for the slowest.
         with self._spans.span("share tokens", "wait"):
-            gathered: I64 = self._group.all_gather(tokens, np.diff(bounds).tolist())
+            gathered: I64 = self._group.all_gather(tokens, [part.stop - part.start for part in dealt])
         return gathered
 
 

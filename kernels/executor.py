@@ -81,13 +81,19 @@ class NativeExecutor:
     def run(self, batch: Batch) -> F32 | None:
         """The (O, vocab_size) logits of the output rows on the last stage, None on the others.
 
-        The logits are a view that the next step writes over. NumericalError if a partial sum is infinite, not a
-        number, or too large for the fixed-point format; CollectiveError if another rank is lost.
+        Unless the batch wants all logits, only the rows that this tensor rank samples are filled. They are a view that
+        the next step writes over. NumericalError if a partial sum is infinite, not a number, or too large for the
+        fixed-point format; CollectiveError if another rank is lost.
         """
         num_outputs = len(batch.output_rows)
         self._plan.reserve(batch.num_tokens, num_outputs)
         failure = self._plan.native.run(
-            batch.tokens, batch.positions, batch.row_start, batch.block_tables, batch.output_rows
+            batch.tokens,
+            batch.positions,
+            batch.row_start,
+            batch.block_tables,
+            batch.output_rows,
+            batch.wants_all_logits,
         )
         if failure is not None:
             name, reason, is_collective = failure

@@ -159,7 +159,7 @@ class NativePlan:
                 plan.gather_dealt(f"all_gather {x}", collectives.tensor_table, number[x])
             case p.AllGather(x, widths, out):
                 joined = number[parts_of(op)]
-                plan.all_gather(f"all_gather {x}", collectives.tensor_table, number[x], widths, joined, number[out])
+                plan.gather_logits(f"all_gather {x}", collectives.tensor_table, number[x], widths, joined, number[out])
             case p.Send(x):
                 plan.transfer(f"send {x}", *_link(collectives.next_table), number[x], True)
             case p.Recv(out):

@@ -293,10 +293,17 @@ class Batch:
     row_start: I32
     block_tables: I32
     output_rows: I32
+    wants_all_logits: bool = True
+    """Every tensor rank needs the logits of all output rows, and not only of those that `sampled_rows` deals to it."""
 
     @property
     def num_tokens(self) -> int:
         return int(self.tokens.shape[0])
+
+
+def sampled_rows(num_rows: int, rank: int, num_ranks: int) -> slice:
+    """The output rows for which one of the tensor ranks chooses the next token."""
+    return slice(num_rows * rank // num_ranks, num_rows * (rank + 1) // num_ranks)
 
 
 class Collectives(Protocol):

@@ -44,6 +44,13 @@ class Communicator(Protocol):
         """The ranks' one-dimensional arrays end to end in rank order; counts[r] is the length of rank r's x."""
         ...
 
+    def all_to_all(self, x: NDArray[Any], counts: Sequence[Sequence[int]]) -> NDArray[Any]:
+        """What every rank has for this one, end to end in rank order; counts[s][r] is how much rank s has for rank r.
+
+        x (sum of counts[rank],) holds what this rank has for every rank, in rank order.
+        """
+        ...
+
     def broadcast(self, x: NDArray[Any], root: int) -> None:
         """x of every rank becomes x of rank `root`, in place."""
         ...

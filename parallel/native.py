@@ -54,6 +54,11 @@ class NativeCommunicator:
         run(self.group.all_gather, x, [count * x.itemsize for count in counts], out)
         return out
 
+    def all_to_all(self, x: NDArray[Any], counts: Sequence[Sequence[int]]) -> NDArray[Any]:
+        out = np.empty(sum(row[self.rank] for row in counts), x.dtype)
+        run(self.group.all_to_all, x, [count * x.itemsize for row in counts for count in row], out)
+        return out
+
     def broadcast(self, x: NDArray[Any], root: int) -> None:
         run(self.group.broadcast, x, root)
 

@@ -144,20 +144,18 @@ class BoundPlan {
   void gather_dealt(const std::string& name, nb::object table, int x) {
     plan_.add(std::make_unique<GatherDealt>(name, table_of(table), at(x)));
   }
-  void all_gather(const std::string& name, nb::object table, int x, const std::vector<int64_t>& widths, int parts,
-                  int out) {
-    plan_.add(std::make_unique<AllGather>(name, table_of(table), at(x), widths, at(parts), at(out)));
+  void gather_logits(const std::string& name, nb::object table, int x, const std::vector<int64_t>& widths, int parts,
+                     int out) {
+    plan_.add(std::make_unique<GatherLogits>(name, table_of(table), at(x), widths, at(parts), at(out)));
   }
   void transfer(const std::string& name, nb::object table, size_t peer, int x, bool is_send) {
     plan_.add(std::make_unique<Transfer>(name, table_of(table), at(x), peer, is_send));
   }
 
   // None, or the name of the operation that failed and why.
-  std::optional<std::tuple<std::string, std::string, bool>> run(Array<const int32_t, 1> tokens,
-                                                                Array<const int32_t, 1> positions,
-                                                                Array<const int32_t, 1> row_start,
-                                                                Array<const int32_t, 2> tables,
-                                                                Array<const int32_t, 1> output_rows) {
+  std::optional<std::tuple<std::string, std::string, bool>> run(
+      Array<const int32_t, 1> tokens, Array<const int32_t, 1> positions, Array<const int32_t, 1> row_start,
+      Array<const int32_t, 2> tables, Array<const int32_t, 1> output_rows, bool wants_all_logits) {
     const int64_t T = int64_t(tokens.shape(0)), O = int64_t(output_rows.shape(0));
     require(arena_.has_value() && T <= max_tokens_ && O <= max_outputs_, "the arena has no room for the step");
     require(int64_t(positions.shape(0)) == T && row_start.shape(0) == tables.shape(0) + 1,
@@ -172,7 +170,7 @@ class BoundPlan {
       if (const char* rule = broken_rule(kv, *caches_[0])) throw nb::value_error(rule);
     nb::gil_scoped_release release;
     for (auto& [key, tasks] : tasks_) tasks.deal(kv, cpu_.pool.num_threads());
-    const Step step = {{tokens.data(), kv, output_rows.data(), T, O}, arena_->data(), cpu_.kernels};
+    const Step step = {{tokens.data(), kv, output_rows.data(), T, O, wants_all_logits}, arena_->data(), cpu_.kernels};
     const Op* failed = plan_.run(cpu_.pool, step);
     if (!failed) return std::nullopt;
     return std::make_tuple(failed->name(), std::string(failed->failure()), failed->waited_ns() >= 0);
@@ -244,9 +242,10 @@ void bind_plan(nb::module_& m) {
       .def("all_reduce", &BoundPlan::all_reduce, "name"_a, "table"_a, "x"_a, "is_fixed"_a)
       .def("reduce_scatter", &BoundPlan::reduce_scatter, "name"_a, "table"_a, "x"_a)
       .def("gather_dealt", &BoundPlan::gather_dealt, "name"_a, "table"_a, "x"_a)
-      .def("all_gather", &BoundPlan::all_gather, "name"_a, "table"_a, "x"_a, "widths"_a, "parts"_a, "out"_a)
+      .def("gather_logits", &BoundPlan::gather_logits, "name"_a, "table"_a, "x"_a, "widths"_a, "parts"_a, "out"_a)
       .def("transfer", &BoundPlan::transfer, "name"_a, "table"_a, "peer"_a, "x"_a, "is_send"_a)
-      .def("run", &BoundPlan::run, "tokens"_a, "positions"_a, "row_start"_a, "block_tables"_a, "output_rows"_a)
+      .def("run", &BoundPlan::run, "tokens"_a, "positions"_a, "row_start"_a, "block_tables"_a, "output_rows"_a,
+           "wants_all_logits"_a)
       .def("set_tracing", &BoundPlan::set_tracing, "on"_a)
       .def("take_timeline", &BoundPlan::take_timeline);
 }

@@ -60,6 +60,16 @@ class Bound {
     unlocked([&](Group& group) { group.all_gather(bytes_of(x), bytes.data(), bytes_of(out)); });
   }
 
+  void all_to_all(ConstAnyArray x, const std::vector<std::size_t>& bytes, AnyArray out) {
+    std::size_t sent = 0, received = 0;
+    const bool is_square = bytes.size() == size() * size();
+    for (std::size_t r = 0; is_square && r < size(); ++r)
+      sent += bytes[rank() * size() + r], received += bytes[r * size() + rank()];
+    if (!is_square || sent != x.nbytes() || received != out.nbytes())
+      throw nb::value_error("the counts of all_to_all must name every pair of ranks and add up to x and to the output");
+    unlocked([&](Group& group) { group.all_to_all(bytes_of(x), bytes.data(), bytes_of(out)); });
+  }
+
   void broadcast(AnyArray x, std::size_t root) {
     check_rank(root);
     unlocked([&](Group& group) { group.broadcast(bytes_of(x), x.nbytes(), root); });
@@ -88,6 +98,7 @@ class Bound {
             "all_reduce", [](Self& self, Array<float> x) { self.all_reduce(x); }, "x"_a.noconvert())
         .def("reduce_scatter", &Self::reduce_scatter, "x"_a.noconvert(), "counts"_a)
         .def("all_gather", &Self::all_gather, "x"_a.noconvert(), "bytes"_a, "out"_a.noconvert())
+        .def("all_to_all", &Self::all_to_all, "x"_a.noconvert(), "bytes"_a, "out"_a.noconvert())
         .def("broadcast", &Self::broadcast, "x"_a.noconvert(), "root"_a)
         .def("send", &Self::send, "x"_a.noconvert(), "to"_a)
         .def("recv", &Self::recv, "x"_a.noconvert(), "source"_a)

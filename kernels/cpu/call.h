@@ -26,13 +26,14 @@ enum class Call : std::uint8_t {
   barrier,
   send,
   recv,
-  reduce_scatter
+  reduce_scatter,
+  all_to_all
 };
 
 inline const char* name_of(Call call) {
   constexpr const char* names[] = {
       "an unknown call", "attach", "all_reduce", "all_reduce of float32", "all_gather", "broadcast",
-      "barrier",         "send",   "recv",       "reduce_scatter"};
+      "barrier",         "send",   "recv",       "reduce_scatter",        "all_to_all"};
   const auto index = static_cast<std::size_t>(call);
   return names[index < std::size(names) ? index : 0];
 }

@@ -19,6 +19,8 @@ struct CollectiveTable {
   bool (*reduce_scatter_i64)(void* group, std::int64_t* x, const std::size_t* counts);
   // bytes[r] is the length of rank r's x; out has room for all of them, and x may be its place there.
   bool (*all_gather)(void* group, const void* x, const std::size_t* bytes, void* out);
+  // bytes[s * size + r] is what rank s has for rank r. x is this rank's for all of them, out all ranks' for this one.
+  bool (*all_to_all)(void* group, const void* x, const std::size_t* bytes, void* out);
   bool (*broadcast)(void* group, void* x, std::size_t bytes, std::size_t root);
   bool (*send)(void* group, const void* x, std::size_t bytes, std::size_t to);
   bool (*recv)(void* group, void* x, std::size_t bytes, std::size_t source);

@@ -80,6 +80,32 @@ class Group {
         });
   }
 
+  // x is this rank's parts for every rank end to end, out every rank's part for this one; rank s has bytes[s * size +
+  // r] for rank r.
+  void all_to_all(const std::byte* x, const std::size_t* bytes, std::byte* out) {
+    const std::size_t cells = size() * size(), stride = region_.slot_bytes() / size();
+    const auto part = [&](std::size_t from, std::size_t to) { return bytes[from * size() + to]; };
+    in_turns(
+        *std::max_element(bytes, bytes + cells), stride, {Call::all_to_all, sum(bytes, cells)},
+        [&](std::size_t start, std::size_t use) {
+          const std::byte* from = x;
+          for (std::size_t r = 0; r < size(); from += part(rank_, r++))
+            if (r != rank_)
+              std::memcpy(slot(use) + r * stride, from + std::min(start, part(rank_, r)),
+                          piece(part(rank_, r), start, stride));
+        },
+        [&](std::size_t start, std::size_t use) {
+          std::byte* to = out;
+          for (std::size_t r = 0; r < size(); to += part(r++, rank_))
+            if (r != rank_)
+              std::memcpy(to + std::min(start, part(r, rank_)), region_.slot(r, use) + rank_ * stride,
+                          piece(part(r, rank_), start, stride));
+        });
+    std::size_t to = 0;
+    for (std::size_t r = 0; r < rank_; ++r) to += part(r, rank_);
+    std::memcpy(out + to, x + sum(bytes + rank_ * size(), rank_), part(rank_, rank_));
+  }
+
   void broadcast(std::byte* x, std::size_t bytes, std::size_t root) {
     const std::size_t stride = region_.slot_bytes();
     in_turns(

@@ -20,6 +20,7 @@ struct Batch {
   KVStep kv;              // positions, row_start, block_tables
   const int32_t* output_rows;
   int64_t T, O;
+  bool wants_all;  // every rank needs the logits of all output rows, not only of those that it samples
 };
 
 // A matrix in the arena with one row per token or per output row. Codes are `width` columns in groups of 32.

@@ -46,29 +46,49 @@ class AllReduce : public Collective {
   bool is_fixed_;
 };
 
-// out = the ranks' columns side by side. `parts` is room for the ranks' matrices end to end.
-class AllGather : public Collective {
+// The output rows that one of several ranks samples; kernels/program.py has the same rule.
+class SampledRows {
  public:
-  AllGather(std::string name, const CollectiveTable* table, Buffer* x, std::vector<int64_t> widths, Buffer* parts,
-            Buffer* out)
+  SampledRows(int64_t rows, size_t num_ranks) : rows_(rows), num_ranks_(int64_t(num_ranks)) {}
+  int64_t begin(size_t rank) const { return rows_ * int64_t(rank) / num_ranks_; }
+  int64_t count(size_t rank) const { return begin(rank + 1) - begin(rank); }
+
+ private:
+  int64_t rows_, num_ranks_;
+};
+
+// out = the ranks' columns of the logits side by side, of all rows or of those that this rank samples; the others are
+// left as they are. `parts` is room for the ranks' matrices end to end.
+class GatherLogits : public Collective {
+ public:
+  GatherLogits(std::string name, const CollectiveTable* table, Buffer* x, std::vector<int64_t> widths, Buffer* parts,
+               Buffer* out)
       : Collective(std::move(name), table), x_(x), widths_(std::move(widths)), parts_(parts), out_(out) {}
 
  private:
   bool call(const CollectiveTable& table, const Step& step) override {
-    bytes_.clear();
-    for (int64_t width : widths_) bytes_.push_back(size_t(step.rows(*x_) * width) * sizeof(float));
+    const SampledRows sampled(step.rows(*x_), table.size);
+    const bool wants_all = step.batch.wants_all;
+    begin_ = wants_all ? 0 : sampled.begin(table.rank), count_ = wants_all ? step.rows(*x_) : sampled.count(table.rank);
     // One row end to end is one row side by side.
-    Buffer* const to = step.rows(*x_) == 1 ? out_ : parts_;
-    return table.all_gather(table.group, step.floats(*x_), bytes_.data(), step.floats(*to));
+    float* const to = count_ == 1 ? step.floats(*out_) + begin_ * out_->width : step.floats(*parts_);
+    bytes_.clear();
+    for (int64_t width : widths_) {
+      const size_t row_bytes = size_t(width) * sizeof(float);
+      if (wants_all) bytes_.push_back(size_t(step.rows(*x_)) * row_bytes);
+      for (size_t r = 0; !wants_all && r < table.size; ++r) bytes_.push_back(size_t(sampled.count(r)) * row_bytes);
+    }
+    const auto exchange = wants_all ? table.all_gather : table.all_to_all;
+    return exchange(table.group, step.floats(*x_), bytes_.data(), to);
   }
   void finish(Team& team, const Step& step) override {
-    if (step.rows(*x_) == 1) return;
-    team.share(step.rows(*x_), 1, [&](int64_t begin, int64_t end) {
+    if (count_ == 1) return;
+    team.share(count_, 1, [&](int64_t begin, int64_t end) {
       int64_t column = 0;
       for (int64_t width : widths_) {
-        const float* part = step.floats(*parts_) + column * step.rows(*x_);
+        const float* part = step.floats(*parts_) + column * count_;
         for (int64_t row = begin; row < end; ++row)
-          std::copy_n(part + row * width, width, step.floats(*out_) + row * out_->width + column);
+          std::copy_n(part + row * width, width, step.floats(*out_) + (begin_ + row) * out_->width + column);
         column += width;
       }
     });
@@ -77,6 +97,7 @@ class AllGather : public Collective {
   std::vector<int64_t> widths_;
   std::vector<size_t> bytes_;
   Buffer *parts_, *out_;
+  int64_t begin_ = 0, count_ = 0;  // the rows of this step
 };
 
 // The sums of fixed-point numbers, each rank's of its own rows.

@@ -30,6 +30,11 @@ class Tabled {
         group.all_gather(static_cast<const std::byte*>(x), bytes, static_cast<std::byte*>(out));
       });
     };
+    table_.all_to_all = [](void* self, const void* x, const std::size_t* bytes, void* out) {
+      return of(self).kept([&](Group& group) {
+        group.all_to_all(static_cast<const std::byte*>(x), bytes, static_cast<std::byte*>(out));
+      });
+    };
     table_.broadcast = [](void* self, void* x, std::size_t bytes, std::size_t root) {
       return of(self).kept([&](Group& group) { group.broadcast(static_cast<std::byte*>(x), bytes, root); });
     };

@@ -61,6 +61,19 @@ class TcpGroup {
     exchange(Call::all_gather, flows);
   }
 
+  // x is this rank's parts for every rank end to end, out every rank's part for this one; rank s has bytes[s * size +
+  // r] for rank r.
+  void all_to_all(const std::byte* x, const std::size_t* bytes, std::byte* out) {
+    std::vector<Flow> flows = both_ways();
+    for (std::size_t r = 0; r < size(); ++r) {
+      const std::size_t to_r = bytes[rank() * size() + r], from_r = bytes[r * size() + rank()];
+      flows[r] = {x, to_r, out, from_r};
+      if (r == rank()) std::memcpy(out, x, to_r);
+      x += to_r, out += from_r;
+    }
+    exchange(Call::all_to_all, flows);
+  }
+
   void broadcast(std::byte* x, std::size_t bytes, std::size_t root) {
     std::vector<Flow> flows(size());
     for (std::size_t r = 0; r < size(); ++r) {

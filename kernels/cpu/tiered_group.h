@@ -67,6 +67,22 @@ class TieredGroup {
     deal_in_rank_order(everything.data(), bytes, out);
   }
 
+  // Everything goes everywhere: what the nodes' leaders exchange is no more than that.
+  void all_to_all(const std::byte* x, const std::size_t* bytes, std::byte* out) {
+    std::vector<std::size_t> of_ranks;
+    for (std::size_t s = 0; s < size_; ++s)
+      of_ranks.push_back(std::accumulate(bytes + s * size_, bytes + (s + 1) * size_, std::size_t{0}));
+    std::vector<std::byte> everything(total(of_ranks));
+    all_gather(x, of_ranks.data(), everything.data());
+    const std::byte* from = everything.data();
+    for (std::size_t s = 0; s < size_; ++s)
+      for (std::size_t r = 0; r < size_; from += bytes[s * size_ + r++])
+        if (r == rank_) {
+          std::memcpy(out, from, bytes[s * size_ + r]);
+          out += bytes[s * size_ + r];
+        }
+  }
+
   void broadcast(std::byte* x, std::size_t bytes, std::size_t root) {
     std::size_t home = 0, place = 0;
     for (std::size_t i = 0; i < nodes_.size(); ++i)

@@ -25,6 +25,8 @@ FIVE = NodeCores("box", (2, 3, 4, 6, 7))
         (2, 1, [(1, ()), (1, ())]),
         (2, 3, [(3, ()), (3, ())]),
         (6, None, [(1, ())] * 6),
+        (10, None, [(1, (core,)) for core in FIVE.ids] * 2),
+        (5, 2, [(2, ())] * 5),
     ],
 )
 def test_ranks_that_fill_a_machine_are_bound_to_cores_of_their_own(

@@ -32,6 +32,13 @@ def test_only_sampled_rows_have_outputs() -> None:
     assert BatchPacker().pack(none, {}).output_rows.shape == (0,)
 
 
+def test_all_logits_are_wanted_where_a_row_is_to_report_them() -> None:
+    plain = row(1, (5,), 0, (0,))
+    reported = plain._replace(sampling=SamplingParams(return_logits_digest=True))
+    assert not BatchPacker().pack(StepPlan(0, (plain, plain)), {}).wants_all_logits
+    assert BatchPacker().pack(StepPlan(0, (plain, reported)), {}).wants_all_logits
+
+
 def test_a_pending_token_is_what_the_step_before_sampled_for_that_request() -> None:
     plan = StepPlan(0, (row(1, (PENDING,), 4, (0,)), row(2, (9, PENDING), 3, (1,))))
     assert BatchPacker().pack(plan, {1: 41, 2: 42}).tokens.tolist() == [41, 9, 42]

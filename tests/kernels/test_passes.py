@@ -30,7 +30,7 @@ from tinycluster.kernels.passes import (
     round_activations,
     walk,
 )
-from tinycluster.kernels.program import F32, Batch, Program
+from tinycluster.kernels.program import F32, Batch, Program, sampled_rows
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.pipeline import StageCollectives
 from tinycluster.parallel.units import Shares
@@ -71,7 +71,12 @@ def logits(
     return logits_of(NativeExecutor(program, weights, rope, cache, None, threads, passes=passes), config, counts)
 
 
-def logits_of(executor: NativeExecutor | ReferenceExecutor, config: ModelConfig, counts: Sequence[int] = COUNTS) -> F32:
+def logits_of(
+    executor: NativeExecutor | ReferenceExecutor,
+    config: ModelConfig,
+    counts: Sequence[int] = COUNTS,
+    wants_all_logits: bool = True,
+) -> F32:
     """Of every position, in steps of so many tokens."""
     found, start = [], 0
     for count in counts:
@@ -83,6 +88,7 @@ def logits_of(executor: NativeExecutor | ReferenceExecutor, config: ModelConfig,
                 row_start=np.array([0, count], np.int32),
                 block_tables=np.array([[2, 0, 3]], np.int32),
                 output_rows=np.arange(count, dtype=np.int32),
+                wants_all_logits=wants_all_logits,
             )
         )
         assert step is not None
@@ -106,7 +112,11 @@ def test_every_pass_leaves_the_bits_as_they_are(case: str, format: Format, activ
 
 
 def logits_of_ranks(
-    config: ModelConfig, shares: Sequence[float], passes: Sequence[Pass], counts: Sequence[int]
+    config: ModelConfig,
+    shares: Sequence[float],
+    passes: Sequence[Pass],
+    counts: Sequence[int],
+    wants_all_logits: bool = True,
 ) -> list[F32]:
     """Of every tensor rank, q8 with mixed activations."""
     group, whole = LocalGroup(len(shares)), random_weights(config, SEED)
@@ -122,7 +132,7 @@ def logits_of_ranks(
         collectives = StageCollectives(group.communicator(rank), None, None)
         rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
         executor = NativeExecutor(round_activations(program, "mixed"), weights, rope, cache, collectives, passes=passes)
-        return logits_of(executor, config, counts)
+        return logits_of(executor, config, counts, wants_all_logits)
 
     with ThreadPoolExecutor(len(shares)) as threads:
         return list(threads.map(rank_logits, range(len(shares))))
@@ -136,6 +146,20 @@ def test_ranks_that_deal_rows_among_themselves_compute_the_same_bits(case: str, 
     for passes in ((), (group_rows, deal_rows), PASSES, PASSES[:-1]):
         for found in logits_of_ranks(config, shares, passes, counts):
             np.testing.assert_array_equal(found, wanted, err_msg=str([one.__name__ for one in passes]))
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_each_rank_has_the_logits_of_the_rows_that_it_samples(num_ranks: int) -> None:
+    config, counts = CASES["llama_biases"], (21, 1, 7, 13, 2)
+    starts = np.cumsum((0, *counts[:-1])).tolist()
+    wanted = logits(config, weights_of(config, "q8"), (), 1, "mixed", counts)
+    ranks = logits_of_ranks(config, (1.0,) * num_ranks, PASSES, counts, wants_all_logits=False)
+    for start, count in zip(starts, counts, strict=True):
+        dealt = [range(count)[sampled_rows(count, rank, num_ranks)] for rank in range(num_ranks)]
+        assert [row for rows in dealt for row in rows] == list(range(count))
+        for found, rows in zip(ranks, dealt, strict=True):
+            mine = [start + row for row in rows]
+            np.testing.assert_array_equal(found[mine], wanted[mine])
 
 
 def test_of_what_ranks_deal_only_what_others_read_is_gathered() -> None:

@@ -23,6 +23,7 @@ class _Layout(ctypes.Structure):
         ("all_reduce_f32", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE)),
         ("reduce_scatter_i64", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, ctypes.POINTER(_SIZE))),
         ("all_gather", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, ctypes.POINTER(_SIZE), _POINTER)),
+        ("all_to_all", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, ctypes.POINTER(_SIZE), _POINTER)),
         ("broadcast", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE, _SIZE)),
         ("send", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE, _SIZE)),
         ("recv", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE, _SIZE)),
@@ -58,6 +59,12 @@ class NativeTable:
         out = np.empty(sum(counts), x.dtype)
         num_bytes = (_SIZE * len(counts))(*(count * x.itemsize for count in counts))
         self._check(self._table.all_gather(self._table.group, x.ctypes.data, num_bytes, out.ctypes.data))
+        return out
+
+    def all_to_all(self, x: Any, counts: Sequence[Sequence[int]]) -> Any:
+        out = np.empty(sum(row[self.rank] for row in counts), x.dtype)
+        num_bytes = (_SIZE * self.size**2)(*(count * x.itemsize for row in counts for count in row))
+        self._check(self._table.all_to_all(self._table.group, x.ctypes.data, num_bytes, out.ctypes.data))
         return out
 
     def broadcast(self, x: Any, root: int) -> None:

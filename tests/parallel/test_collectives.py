@@ -48,6 +48,13 @@ def check_all_gather(communicator: Any, counts: list[int], seed: int = 0) -> Non
     np.testing.assert_array_equal(gathered, np.concatenate(parts))
 
 
+def check_all_to_all(communicator: Any, counts: list[list[int]], seed: int = 0) -> None:
+    size, rank = communicator.size, communicator.rank
+    parts = [[values("int32", counts[s][r], s * size + r, seed) for r in range(size)] for s in range(size)]
+    received = communicator.all_to_all(np.concatenate(parts[rank]), counts)
+    np.testing.assert_array_equal(received, np.concatenate([parts[s][rank] for s in range(size)]))
+
+
 def check_broadcast(communicator: Any, n: int, root: int, seed: int = 0) -> None:
     x = values("int32", n, communicator.rank, seed)
     communicator.broadcast(x, root)
@@ -111,11 +118,24 @@ def test_reduce_scatter_gives_every_rank_the_sums_of_its_part(
         future.result()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "counts", [[[0] * 3] * 3, [[5, 0, 1], [70_001, 2, 3], [0, 0, 40_000]], [[0, 7, 0], [0, 0, 0], [9, 20_000, 1]]]
+)
+def test_all_to_all_gives_every_rank_what_the_others_have_for_it(
+    kind: str, counts: Any, groups: Any, in_threads: Any
+) -> None:
+    for future in in_threads(groups.open(kind, 3), lambda communicator: check_all_to_all(communicator, counts)):
+        future.result()
+
+
 def test_counts_that_do_not_fit_are_refused(groups: Any) -> None:
     communicator = groups.open("local", 1)[0]
     for counts in ([4], [2, 3], [6]):
         with pytest.raises(ValueError, match="counts of reduce_scatter"):
             communicator.reduce_scatter(np.zeros(5, np.int64), counts)
+        with pytest.raises(ValueError, match="counts of all_to_all"):
+            communicator.all_to_all(np.zeros(5, np.int64), [counts])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -200,7 +220,7 @@ def test_random_sequences_of_mixed_operations_agree_with_numpy(
         choose = random.Random(size)  # the same choices in every rank
         for seed in range(120):
             n = choose.choice([0, 1, 2, 61, SLOT - 1, SLOT, SLOT + 1, 5 * SLOT + 3, choose.randrange(4000)])
-            operation = choose.randrange(7)
+            operation = choose.randrange(8)
             if operation < 2:
                 check_all_reduce(communicator, ["int64", "float32"][operation], n, seed)
             elif operation == 2:
@@ -211,6 +231,10 @@ def test_random_sequences_of_mixed_operations_agree_with_numpy(
                 check_ring(communicator, n, seed)
             elif operation == 5:
                 check_reduce_scatter(communicator, [choose.randrange(n + 1) for _ in range(size)], seed)
+            elif operation == 6:
+                check_all_to_all(
+                    communicator, [[choose.randrange(n + 1) for _ in range(size)] for _ in range(size)], seed
+                )
             else:
                 communicator.barrier()
 

@@ -12,6 +12,7 @@ from tests.parallel.native_table import NativeTable
 from tests.parallel.test_collectives import (
     check_all_gather,
     check_all_reduce,
+    check_all_to_all,
     check_broadcast,
     check_reduce_scatter,
     check_ring,
@@ -38,6 +39,7 @@ def test_every_call_of_a_table_agrees_with_numpy(kind: str, size: int, groups: A
             check_all_reduce(table, "float32", n)
             check_reduce_scatter(table, [n + 5 * rank for rank in range(size)])
             check_all_gather(table, [n + 3 * rank for rank in range(size)])
+            check_all_to_all(table, [[n + 7 * rank + other for other in range(size)] for rank in range(size)])
             check_broadcast(table, n, root=size - 1)
             if size > 1 and kind in MESSENGERS:
                 check_ring(table, min(n, 4093))
