@@ -79,6 +79,12 @@ def nodes_of(engine: Engine) -> list[str]:
     return [introduction.host for introduction in ranks._introductions]
 
 
+def test_ranks_have_the_priority_of_the_command_that_started_their_ray(tiny_model: Path) -> None:
+    with closing(engine_for(tiny_model, address="auto", mesh={"tensor": 2})) as engine:
+        priorities = {os.getpriority(os.PRIO_PROCESS, pid) for pid in rank_pids(engine)}
+    assert priorities == {os.getpriority(os.PRIO_PROCESS, os.getpid())}
+
+
 @pytest.mark.parametrize(
     ("mesh", "num_nodes_of_stage"),
     [
