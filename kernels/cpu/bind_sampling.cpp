@@ -25,24 +25,30 @@ std::optional<int64_t> sample(Cpu& cpu, Array<const float, 2> logits, Array<cons
   nb::gil_scoped_release release;
   cpu.sample_memory.resize(cpu.pool.num_threads());
   std::atomic<int64_t> first_bad{O};
-  cpu.pool.run([&](Team& team) {
-    const SampleScratch scratch = cpu.sample_memory[team.index()].for_vocabulary(V);
-    team.share(O, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const SampleArgs args = {logits.data() + row * V,
-                                 V,
-                                 temperature.data()[row],
-                                 top_k.data()[row],
-                                 top_p.data()[row],
-                                 min_p.data()[row],
-                                 random_bits(seed.data()[row], position.data()[row])};
-        if (cpu.kernels->sample(args, scratch, out.data() + row)) continue;
-        int64_t bad = first_bad.load();
-        while (row < bad && !first_bad.compare_exchange_weak(bad, row)) {
-        }
-      }
+  const auto choose = [&](const SampleScratch& scratch, int64_t row) {
+    const SampleArgs args = {logits.data() + row * V,
+                             V,
+                             temperature.data()[row],
+                             top_k.data()[row],
+                             top_p.data()[row],
+                             min_p.data()[row],
+                             random_bits(seed.data()[row], position.data()[row])};
+    if (cpu.kernels->sample(args, scratch, out.data() + row)) return;
+    int64_t bad = first_bad.load();
+    while (row < bad && !first_bad.compare_exchange_weak(bad, row)) {
+    }
+  };
+  if (O == 1) {
+    // To meet the other threads would take longer.
+    choose(cpu.sample_memory[0].for_vocabulary(V), 0);
+  } else {
+    cpu.pool.run([&](Team& team) {
+      const SampleScratch scratch = cpu.sample_memory[team.index()].for_vocabulary(V);
+      team.share(O, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) choose(scratch, row);
+      });
     });
-  });
+  }
   return first_bad == O ? std::nullopt : std::optional<int64_t>(first_bad);
 }
 
