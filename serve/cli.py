@@ -23,6 +23,7 @@ from tinycluster.serve.options import (
     load,
     mesh_overrides,
 )
+from tinycluster.serve.signals import exit_on_sigterm
 
 app = typer.Typer(
     help="One language model, spread over whatever machines you have, behind an OpenAI-compatible API.",
@@ -145,7 +146,8 @@ def explain(
 def main() -> None:
     """The entry point. Exit code 2 for a user's mistake, 1 for a fault of the cluster; one sentence on stderr."""
     try:
-        app()
+        with exit_on_sigterm():
+            app()
     except TinyclusterError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, UnavailableError) else 2)

@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM end `tinycluster serve --local` at once, whatever it is doing."""
+"""Ctrl-C and SIGTERM end `tinycluster serve --local` at once, and other commands in order."""
 
 from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -30,3 +32,31 @@ def test_a_signal_ends_the_server_in_the_middle_of_a_stream(smollm2_path: Path, 
         assert "Traceback" not in server.errors()
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+
+
+_BUSY_COMMAND = """
+import signal, tempfile
+from tinycluster.serve import cli
+
+@cli.app.command()
+def work() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        print(folder, flush=True)
+        signal.pause()
+
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_a_command_put_its_things_away(number: signal.Signals, exit_code: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _BUSY_COMMAND, "work"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        assert folder.is_dir()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (exit_code, "")
+    assert not folder.exists()
