@@ -27,7 +27,7 @@ def explain(blueprint: Blueprint, checkpoint: Checkpoint, rank: int, *, max_toke
     plan = optimize(program, shapes)
     rows = {"tokens": max_tokens, "outputs": max_outputs}
     apart = sum(rows[b.rows] * row_bytes(b) for b in program.buffers.values())
-    placed = place(plan, max_tokens=max_tokens, max_outputs=max_outputs)
+    used = place(plan, max_tokens=max_tokens, max_outputs=max_outputs)
     title = f"{blueprint.name}, rank {rank} of {blueprint.mesh.size}, steps of {max_tokens} tokens"
     return "\n".join(
         [
@@ -37,7 +37,7 @@ def explain(blueprint: Blueprint, checkpoint: Checkpoint, rank: int, *, max_toke
             f"As the model file states it: {len(program.ops)} ops, {len(program.buffers)} buffers, {apart:,} bytes",
             *_table(program, shapes),
             "",
-            f"As it is run: {len(plan.ops)} ops, {len(placed.offsets)} buffers in an arena of {placed.num_bytes:,} bytes",
+            f"As it is run: {len(plan.ops)} ops, {len(used.offsets)} buffers in an arena of {used.num_bytes:,} bytes",
             *_table(plan, shapes),
         ]
     )
