@@ -7,8 +7,8 @@ namespace tinycluster {
 
 namespace {
 
-constexpr int64_t PIECES_PER_THREAD = 8;  // so that the threads finish together
-constexpr int64_t UNITS_PER_THREAD = 4;   // likewise, if that leaves a unit enough rows to share a block's conversion
+constexpr int64_t PIECES_PER_THREAD = 6;  // so that the threads finish together
+constexpr int64_t UNITS_PER_THREAD = 12;  // likewise, if that leaves a unit enough rows to share a block's conversion
 constexpr int64_t FEWEST_ROWS = 32;
 
 }  // namespace

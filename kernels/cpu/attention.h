@@ -79,7 +79,7 @@ struct HeadGroup {
 std::vector<HeadGroup> head_groups(const int32_t* kv_head_of_head, int64_t num_heads);
 
 // Up to ATTENTION_ROWS (token, head) pairs of one request that read the same KV head, over some of its segments.
-constexpr int ATTENTION_ROWS = 96;
+constexpr int ATTENTION_ROWS = 192;
 struct AttentionTask {
   int64_t request;
   HeadGroup heads;

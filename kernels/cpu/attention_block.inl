@@ -91,15 +91,19 @@ inline float highest_score(AttentionRows& s, int r) {
   return max_lanes(most);
 }
 
-// Turns a row's scores into weights and returns their sum.
-inline float weigh(float* scores, float most) {
-  F32x16 x[BLOCK_TILES];
-  UNROLL for (int v = 0; v < BLOCK_TILES; ++v) x[v] = sub(load(scores + v * LANES), set1(most));
+// Turns the scores of rows r .. r + R - 1 into weights and adds up those of each.
+template <int R>
+INLINE void weigh(AttentionRows& s, int r, const float* most, float* added) {
+  F32x16 x[R * BLOCK_TILES];
+  const auto scores = [&](int i) { return s.weights[r + i / BLOCK_TILES] + i % BLOCK_TILES * LANES; };
+  UNROLL for (int i = 0; i < R * BLOCK_TILES; ++i) x[i] = sub(load(scores(i)), set1(most[r + i / BLOCK_TILES]));
   exp(x);
-  UNROLL for (int v = 0; v < BLOCK_TILES; ++v) store(scores + v * LANES, x[v]);
-  F32x16 sum = x[0];
-  UNROLL for (int v = 1; v < BLOCK_TILES; ++v) sum = add(sum, x[v]);
-  return add_lanes(sum);
+  UNROLL for (int i = 0; i < R * BLOCK_TILES; ++i) store(scores(i), x[i]);
+  UNROLL for (int i = 0; i < R; ++i) {
+    F32x16 sum = x[i * BLOCK_TILES];
+    UNROLL for (int v = 1; v < BLOCK_TILES; ++v) sum = add(sum, x[i * BLOCK_TILES + v]);
+    added[r + i] = add_lanes(sum);
+  }
 }
 
 // Turns the scores of rows begin .. end - 1 into weights, and says by which factors the older sums of all rows shrink:
@@ -109,15 +113,17 @@ inline float weigh(float* scores, float most) {
   for (int r = 0; r < rows; r += LANES) store(most + r, load(s.most + r)), store(added + r, set1(0.0f));
   for (int r = begin; r < end; ++r) most[r] = highest_score(s, r);
   for (int r = 0; r < rows; r += LANES) store(s.shrink + r, exp(sub(load(s.most + r), load(most + r))));
-  for (int r = begin; r < end; ++r) added[r] = weigh(s.weights[r], most[r]);
+  int r = begin;
+  for (; MOST_CHAINS >= 24 && end - r >= 2; r += 2) weigh<2>(s, r, most, added);
+  for (; r < end; ++r) weigh<1>(s, r, most, added);
   for (int r = 0; r < rows; r += LANES) {
     store(s.most + r, load(most + r));
     store(s.sum + r, fma(load(s.sum + r), load(s.shrink + r), load(added + r)));
   }
 }
 
-// out[r] = out[r] * shrink[r], then the chain over positions j0 .. j1 of fma(weight, v, out), for columns c .. c + 16
-// W.
+// out[r] = out[r] * shrink[r], then the chain over positions j0 .. j1 of fma(weight, v, out), for W vectors of columns
+// from c.
 template <class Block, int R, int W>
 void add_columns(AttentionRows& s, const Block& block, int r0, int j0, int j1, bool is_first, int64_t c) {
   F32x16 sum[R][W];
