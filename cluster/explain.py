@@ -74,8 +74,8 @@ def _table(program: Program, shapes: Mapping[str, MatrixShape]) -> Iterator[str]
 
 
 def _name(op: Op) -> str:
-    if isinstance(op, p.RowGroup):
-        return " + ".join(type(part).__name__ for part in op.ops)
+    if isinstance(op, p.RowGroup | p.TokenBlocks):
+        return " + ".join(_name(part) for part in op.ops)
     return type(op).__name__ + (f" × {len(op.parts)}" if isinstance(op, p.Products) else "")
 
 

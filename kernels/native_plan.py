@@ -65,6 +65,11 @@ class NativePlan:
         match op:
             case p.RowGroup(ops, are_dealt):
                 self._add_rows(ops, are_dealt)
+            case p.TokenBlocks(ops):
+                self.native.open_blocks("blocks of tokens", self._collectives.tensor_table)
+                for member in ops:
+                    self._add(member)
+                self.native.close_blocks()
             case p.Products(parts):
                 self._add_products([self._part(part.x, part.weight, part.bias, part.out) for part in parts], parts)
             case p.Linear(x, weight, out, bias):

@@ -44,7 +44,7 @@ Pass = Callable[[Program, Matrices], Program]
 def reads(op: Op) -> set[str]:
     """Names of the buffers whose contents an op needs from the ops before it."""
     match op:
-        case p.RowGroup(ops):
+        case p.RowGroup(ops) | p.TokenBlocks(ops):
             needed, made = set[str](), set[str]()
             for part in ops:
                 needed |= reads(part) - made
@@ -73,7 +73,7 @@ def reads(op: Op) -> set[str]:
 def writes(op: Op) -> set[str]:
     """Names of the buffers that an op fills or changes."""
     match op:
-        case p.RowGroup(ops):
+        case p.RowGroup(ops) | p.TokenBlocks(ops):
             return {name for part in ops for name in writes(part)}
         case p.Products(parts):
             return {part.out for part in parts}
@@ -204,6 +204,20 @@ def deal_rows(program: Program, matrices: Matrices) -> Program:
     return replace(program, ops=ops)
 
 
+def block_tokens(program: Program, matrices: Matrices) -> Program:
+    """A row-parallel product, its sum over the ranks and what each makes of its rows: a block of tokens at a time."""
+    ops = list[Op]()
+    for op in program.ops:
+        match (ops[-2:], op):
+            case ([p.LinearFixed() as product, p.ReduceScatter() as summed], p.RowGroup(are_dealt=True)):
+                ops[-2:] = [p.TokenBlocks((product, summed, op))]
+            case ([*_, p.TokenBlocks(members)], p.GatherDealt()):
+                ops[-1] = p.TokenBlocks((*members, op))
+            case _:
+                ops.append(op)
+    return replace(program, ops=ops)
+
+
 def _is_sum_of(reduced: p.AllReduce, rows: Op) -> bool:
     """Whether a group of row ops begins by adding what was summed to the residual."""
     return isinstance(rows, p.RowGroup) and isinstance(rows.ops[0], p.AddFixed) and rows.ops[0].fixed == reduced.x
@@ -236,7 +250,15 @@ def reuse_in_place(program: Program, matrices: Matrices) -> Program:
     return replace(program, ops=ops, buffers=buffers)
 
 
-PASSES: tuple[Pass, ...] = (reuse_in_place, join_products, fuse_gate_up, add_residuals, group_rows, deal_rows)
+PASSES: tuple[Pass, ...] = (
+    reuse_in_place,
+    join_products,
+    fuse_gate_up,
+    add_residuals,
+    group_rows,
+    deal_rows,
+    block_tokens,
+)
 
 
 def optimize(program: Program, matrices: Matrices, passes: Sequence[Pass] = PASSES) -> Program:
@@ -309,6 +331,9 @@ def _renamed(op: Op, names: Mapping[str, str]) -> Op:
 
 
 def walk(ops: Sequence[Op]) -> Iterator[Op]:
-    """The ops, with the members of row groups in place of the groups."""
+    """The ops, with the members of groups in place of the groups."""
     for op in ops:
-        yield from op.ops if isinstance(op, p.RowGroup) else (op,)
+        if isinstance(op, p.RowGroup | p.TokenBlocks):
+            yield from walk(op.ops)
+        else:
+            yield op

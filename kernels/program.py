@@ -236,6 +236,13 @@ class GatherDealt:
     x: str
 
 
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Ops that run one block of tokens after the other, so that what they hand each other stays in the cache."""
+
+    ops: tuple[Op, ...]
+
+
 Op = (
     Embedding
     | RmsNorm
@@ -258,6 +265,7 @@ Op = (
     | RowGroup
     | ReduceScatter
     | GatherDealt
+    | TokenBlocks
 )
 
 

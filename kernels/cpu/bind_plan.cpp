@@ -23,6 +23,10 @@ namespace {
 using Vector = Array<const float, 1>;
 using Table = Array<const float, 2>;
 
+// The sums of so many tokens, beside a share of the weights, stay in the second cache level.
+constexpr int64_t BLOCK_TOKENS = 64;
+static_assert(BLOCK_TOKENS % CODE_BLOCK == 0);
+
 // A plan with what its operations point to. Buffers are named by their number.
 class BoundPlan {
  public:
@@ -45,12 +49,22 @@ class BoundPlan {
     arena_ = arena, max_tokens_ = max_tokens, max_outputs_ = max_outputs;
   }
 
+  // What is added until close_blocks runs block after block of tokens, where the ranks of `table` share memory. Over a
+  // network few long messages are better than many short ones.
+  void open_blocks(const std::string& name, nb::object table) {
+    auto blocks = std::make_unique<TokenBlocks>(name, table_of(table)->is_in_memory ? BLOCK_TOKENS : INT64_MAX);
+    TokenBlocks* const opened = blocks.get();
+    add(std::move(blocks));
+    blocks_ = opened;
+  }
+  void close_blocks() { blocks_ = nullptr; }
+
   // `table` is that of the ranks that deal the rows among themselves, if they do.
   void open_rows(const std::string& name, bool is_outputs, std::optional<nb::object> table) {
     const CollectiveTable* ranks = table ? table_of(*table) : nullptr;
     auto group = std::make_unique<RowGroup>(name, is_outputs, ranks ? ranks->rank : 0, ranks ? ranks->size : 1);
     rows_ = group.get();
-    plan_.add(std::move(group));
+    add(std::move(group));
   }
 
   void embedding(const WeightHandle& weight, int64_t first_row, int out) {
@@ -114,7 +128,7 @@ class BoundPlan {
       require(at(out)->width == weight->weight.N, "out must have the weight's rows as columns");
       ops.push_back({at(x), &weight->weight, bias ? bias->data() : nullptr, at(out), limit, is_residual});
     }
-    plan_.add(std::make_unique<Products>(name, std::move(ops)));
+    add(std::make_unique<Products>(name, std::move(ops)));
   }
   void gate_up(const std::string& name, int x, const WeightHandle& gate, std::optional<Vector> gate_bias,
                const WeightHandle& up, std::optional<Vector> up_bias, int out, bool makes_codes) {
@@ -122,8 +136,8 @@ class BoundPlan {
     const Weight &g = gate.weight, &u = up.weight;
     require(g.N == u.N && g.K == u.K && g.format == u.format && g.N % GROUP == 0 && at(out)->width == g.N,
             "gate, up and out must be alike, in columns of 32");
-    plan_.add(std::make_unique<GateUp>(name, at(x), GateUp::Part{&g, gate_bias ? gate_bias->data() : nullptr},
-                                       GateUp::Part{&u, up_bias ? up_bias->data() : nullptr}, at(out), makes_codes));
+    add(std::make_unique<GateUp>(name, at(x), GateUp::Part{&g, gate_bias ? gate_bias->data() : nullptr},
+                                 GateUp::Part{&u, up_bias ? up_bias->data() : nullptr}, at(out), makes_codes));
   }
   void attention(const std::string& name, int q, const KVCacheHandle& cache,
                  const std::vector<int32_t>& kv_head_of_head, float scale, int64_t window, int out) {
@@ -133,23 +147,23 @@ class BoundPlan {
     const int64_t positions = window > 0 ? window : NO_WINDOW, padded_C = cache.cache.padded_C();
     const auto [tasks, is_new] = tasks_.try_emplace({kv_head_of_head, padded_C, positions},
                                                     head_groups(kv_head_of_head.data(), H), padded_C, positions);
-    plan_.add(std::make_unique<Attention>(name, at(q), &cache.cache, &tasks->second, H, scale, positions, at(out)));
+    add(std::make_unique<Attention>(name, at(q), &cache.cache, &tasks->second, H, scale, positions, at(out)));
   }
   void all_reduce(const std::string& name, nb::object table, int x, bool is_fixed) {
-    plan_.add(std::make_unique<AllReduce>(name, table_of(table), at(x), is_fixed));
+    add(std::make_unique<AllReduce>(name, table_of(table), at(x), is_fixed));
   }
   void reduce_scatter(const std::string& name, nb::object table, int x) {
-    plan_.add(std::make_unique<ReduceScatter>(name, table_of(table), at(x)));
+    add(std::make_unique<ReduceScatter>(name, table_of(table), at(x)));
   }
   void gather_dealt(const std::string& name, nb::object table, int x) {
-    plan_.add(std::make_unique<GatherDealt>(name, table_of(table), at(x)));
+    add(std::make_unique<GatherDealt>(name, table_of(table), at(x)));
   }
   void gather_logits(const std::string& name, nb::object table, int x, const std::vector<int64_t>& widths, int parts,
                      int out) {
-    plan_.add(std::make_unique<GatherLogits>(name, table_of(table), at(x), widths, at(parts), at(out)));
+    add(std::make_unique<GatherLogits>(name, table_of(table), at(x), widths, at(parts), at(out)));
   }
   void transfer(const std::string& name, nb::object table, size_t peer, int x, bool is_send) {
-    plan_.add(std::make_unique<Transfer>(name, table_of(table), at(x), peer, is_send));
+    add(std::make_unique<Transfer>(name, table_of(table), at(x), peer, is_send));
   }
 
   // None, or the name of the operation that failed and why.
@@ -179,8 +193,7 @@ class BoundPlan {
   void set_tracing(bool on) { plan_.set_tracing(on); }
   std::vector<std::tuple<std::string, int, int64_t, int64_t>> take_timeline() {
     std::vector<std::tuple<std::string, int, int64_t, int64_t>> spans;
-    for (const Span& s : plan_.take_timeline())
-      spans.emplace_back(plan_.ops()[size_t(s.op)]->name(), int(s.kind), s.start_ns, s.end_ns);
+    for (const Span& s : plan_.take_timeline()) spans.emplace_back(s.op->name(), int(s.kind), s.start_ns, s.end_ns);
     return spans;
   }
 
@@ -189,6 +202,7 @@ class BoundPlan {
     require(index >= 0 && index < int(buffers_.size()), "there is no such buffer");
     return &buffers_[size_t(index)];
   }
+  void add(std::unique_ptr<Op> op) { blocks_ ? blocks_->add(std::move(op)) : plan_.add(std::move(op)); }
   template <class RowsOp>
   void add_rows(RowsOp op) {
     require(rows_ != nullptr, "open_rows comes first");
@@ -210,6 +224,7 @@ class BoundPlan {
   bool has_rope_ = false;
   Plan plan_;
   RowGroup* rows_ = nullptr;
+  TokenBlocks* blocks_ = nullptr;
   std::deque<Buffer> buffers_;
   std::vector<nb::object> tables_;  // keep their groups alive
   std::vector<const KVCache*> caches_;
@@ -225,6 +240,8 @@ void bind_plan(nb::module_& m) {
       .def(nb::init<Cpu&, int64_t>(), "cpu"_a, "num_positions"_a, nb::keep_alive<1, 2>())
       .def("buffer", &BoundPlan::buffer, "width"_a, "is_outputs"_a, "code_bits"_a)
       .def("place", &BoundPlan::place, "offsets"_a, "arena"_a, "max_tokens"_a, "max_outputs"_a)
+      .def("open_blocks", &BoundPlan::open_blocks, "name"_a, "table"_a)
+      .def("close_blocks", &BoundPlan::close_blocks)
       .def("open_rows", &BoundPlan::open_rows, "name"_a, "is_outputs"_a, "table"_a.none() = nb::none())
       .def("embedding", &BoundPlan::embedding, "weight"_a, "first_row"_a, "out"_a)
       .def("rms_norm", &BoundPlan::rms_norm, "x"_a, "weight"_a, "eps"_a, "out"_a)

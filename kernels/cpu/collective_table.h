@@ -13,6 +13,7 @@ constexpr const char* kCollectiveTableName = "tinycluster.collective_table";
 struct CollectiveTable {
   void* group;
   std::size_t rank, size;
+  bool is_in_memory;  // all ranks are on this machine
   bool (*all_reduce_i64)(void* group, std::int64_t* x, std::size_t n);
   bool (*all_reduce_f32)(void* group, float* x, std::size_t n);
   // x is counts[r] numbers for every rank r, one after the other.

@@ -16,6 +16,8 @@ namespace tinycluster {
 
 class Group {
  public:
+  static constexpr bool kIsInMemory = true;
+
   Group(Region region, std::size_t rank, double timeout_s, double spin_us, int fd)
       : member_(region, rank, timeout_s, spin_us, fd), mail_(member_), region_(region), rank_(rank) {}
 

@@ -27,35 +27,54 @@ void RowGroup::run(Team& team, const Step& step) {
   });
 }
 
-const Op* Plan::run(Pool& pool, const Step& step) {
-  for (const auto& op : ops_) op->prepare(step);
-  pool.run([&](Team& team) {
-    for (size_t index = 0; index < ops_.size(); ++index) {
-      Op& op = *ops_[index];
-      if (is_tracing_ && team.index() == 0) {
-        trace(step, team, op, int32_t(index));
-      } else {
-        op.run(team, step);
-      }
-      if (op.failure()) return;  // known to all threads alike: they met at the end of the operation
-    }
-  });
-  for (const auto& op : ops_)
-    if (op->failure()) return op.get();
-  return nullptr;
-}
-
-void Plan::trace(const Step& step, Team& team, Op& op, int32_t index) {
+void run_traced(Op& op, Team& team, const Step& step) {
+  if (!step.timeline || team.index() != 0 || op.is_traced_inside()) return op.run(team, step);
   const int64_t waited = op.waited_ns(), start = now_ns();
   op.run(team, step);
   const int64_t end = now_ns();
+  std::vector<Span>& spans = step.timeline->spans;
   if (waited < 0) {
-    timeline_.push_back({index, Span::compute, start, end});
+    spans.push_back({&op, Span::compute, start, end});
     return;
   }
   const int64_t middle = std::min(end, start + op.waited_ns() - waited);
-  timeline_.push_back({index, Span::wait, start, middle});
-  timeline_.push_back({index, Span::communicate, middle, end});
+  spans.push_back({&op, Span::wait, start, middle});
+  spans.push_back({&op, Span::communicate, middle, end});
+}
+
+void TokenBlocks::prepare(const Step& step) {
+  for (const auto& op : ops_) op->prepare(step);
+}
+
+void TokenBlocks::run(Team& team, const Step& step) {
+  for (int64_t first = 0; first < step.batch.T; first += block_tokens_) {
+    const Step block = step.block(first, std::min(block_tokens_, step.batch.T - first));
+    for (const auto& op : ops_) {
+      run_traced(*op, team, block);
+      if (op->failed()) return;  // known to all threads alike: they met at the end of the operation
+    }
+  }
+}
+
+const Op* TokenBlocks::failed() const {
+  for (const auto& op : ops_)
+    if (const Op* failed = op->failed()) return failed;
+  return nullptr;
+}
+
+const Op* Plan::run(Pool& pool, const Step& step) {
+  for (const auto& op : ops_) op->prepare(step);
+  Step traced = step;
+  traced.timeline = is_tracing_ ? &timeline_ : nullptr;
+  pool.run([&](Team& team) {
+    for (const auto& op : ops_) {
+      run_traced(*op, team, traced);
+      if (op->failed()) return;
+    }
+  });
+  for (const auto& op : ops_)
+    if (const Op* failed = op->failed()) return failed;
+  return nullptr;
 }
 
 }  // namespace tinycluster

@@ -33,23 +33,27 @@ struct Buffer {
   int64_t row_bytes() const { return code_bits ? width / GROUP * Codes::token_bytes(code_bits) : width * 4; }
 };
 
+struct Timeline;
+
+// A step, or a block of its tokens: buffers then begin at the block's first token, except those of fixed-point sums,
+// which are used up within the block and lie at the same place for all of them.
 struct Step {
   Batch batch;
   uint8_t* arena;
   const Kernels* kernels;
+  Timeline* timeline = nullptr;  // of thread 0, while tracing
+  int64_t first_token = 0;       // a multiple of CODE_BLOCK
 
   int64_t rows(const Buffer& b) const { return b.is_outputs ? batch.O : batch.T; }
-  float* floats(const Buffer& b) const { return reinterpret_cast<float*>(arena + b.offset); }
+  uint8_t* bytes(const Buffer& b) const { return arena + b.offset + (b.is_outputs ? 0 : first_token * b.row_bytes()); }
+  float* floats(const Buffer& b) const { return reinterpret_cast<float*>(bytes(b)); }
   int64_t* integers(const Buffer& b) const { return reinterpret_cast<int64_t*>(arena + b.offset); }
-  Codes codes(const Buffer& b) const { return {arena + b.offset, b.code_bits, b.width / GROUP}; }
-};
-
-// What happened in thread 0, on CLOCK_MONOTONIC.
-struct Span {
-  enum Kind { compute, communicate, wait };
-  int32_t op;
-  Kind kind;
-  int64_t start_ns, end_ns;
+  Codes codes(const Buffer& b) const { return {bytes(b), b.code_bits, b.width / GROUP}; }
+  Step block(int64_t first, int64_t count) const {
+    Step part = *this;
+    part.first_token = first, part.batch.T = count;
+    return part;
+  }
 };
 
 // An operation of the plan. Every thread of the team calls run with the same step.
@@ -62,8 +66,12 @@ class Op {
   virtual void prepare(const Step&) {}
   // Why the last run failed, or null. Asked for after all threads have met.
   virtual const char* failure() const { return nullptr; }
+  // This operation, or the one inside it, that failed in the last run; null if none did.
+  virtual const Op* failed() const { return failure() ? this : nullptr; }
   // Time spent waiting for other ranks so far; -1 for operations that speak to none.
   virtual int64_t waited_ns() const { return -1; }
+  // Whether its parts are traced, and not it.
+  virtual bool is_traced_inside() const { return false; }
   const std::string& name() const { return name_; }
 
  private:
@@ -111,22 +119,50 @@ class RowGroup : public Op {
   std::vector<std::unique_ptr<RowOp>> ops_;
 };
 
+// What happened in thread 0, on CLOCK_MONOTONIC.
+struct Span {
+  enum Kind { compute, communicate, wait };
+  const Op* op;
+  Kind kind;
+  int64_t start_ns, end_ns;
+};
+
+struct Timeline {
+  std::vector<Span> spans;
+};
+
+// Runs an operation in one thread of the team, and notes when, if the step is traced.
+void run_traced(Op& op, Team& team, const Step& step);
+
+// Operations that run block after block of tokens instead of one after the other over all tokens, so that what they
+// hand each other stays in the cache.
+class TokenBlocks : public Op {
+ public:
+  TokenBlocks(std::string name, int64_t block_tokens) : Op(std::move(name)), block_tokens_(block_tokens) {}
+  void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+  void prepare(const Step& step) override;
+  void run(Team& team, const Step& step) override;
+  bool is_traced_inside() const override { return true; }
+  const Op* failed() const override;
+
+ private:
+  int64_t block_tokens_;
+  std::vector<std::unique_ptr<Op>> ops_;
+};
+
 class Plan {
  public:
   void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
-  const std::vector<std::unique_ptr<Op>>& ops() const { return ops_; }
 
   // Null, or the operation that failed; its failure() says why.
   const Op* run(Pool& pool, const Step& step);
 
   void set_tracing(bool on) { is_tracing_ = on; }
-  std::vector<Span> take_timeline() { return std::exchange(timeline_, {}); }
+  std::vector<Span> take_timeline() { return std::exchange(timeline_.spans, {}); }
 
  private:
-  void trace(const Step& step, Team& team, Op& op, int32_t index);
-
   std::vector<std::unique_ptr<Op>> ops_;
-  std::vector<Span> timeline_;
+  Timeline timeline_;
   bool is_tracing_ = false;
 };
 

@@ -130,7 +130,7 @@ class GatherDealt : public Collective {
     if (!dealt.are_dealt()) return true;
     bytes_.clear();
     for (size_t r = 0; r < table.size; ++r) bytes_.push_back(size_t(dealt.count(r) * x_->row_bytes()));
-    uint8_t* const rows = step.arena + x_->offset;
+    uint8_t* const rows = step.bytes(*x_);
     return table.all_gather(table.group, rows + dealt.begin(table.rank) * x_->row_bytes(), bytes_.data(), rows);
   }
   Buffer* x_;

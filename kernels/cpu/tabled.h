@@ -16,6 +16,7 @@ class Tabled {
   explicit Tabled(Group& group) : group_(group) {
     table_.group = this;
     table_.rank = group.rank(), table_.size = group.size();
+    table_.is_in_memory = Group::kIsInMemory;
     table_.all_reduce_i64 = [](void* self, std::int64_t* x, std::size_t n) {
       return of(self).kept([&](Group& group) { group.all_reduce(x, n); });
     };

@@ -14,6 +14,8 @@ namespace tinycluster {
 
 class TcpGroup {
  public:
+  static constexpr bool kIsInMemory = false;
+
   // fds[r] is the socket to rank r; this rank's own is not looked at.
   TcpGroup(const std::vector<int>& fds, std::size_t rank, std::uint64_t epoch, double timeout_s, double spin_us)
       : watch_{rank, timeout_s, std::chrono::nanoseconds(static_cast<std::int64_t>(spin_us * 1e3))},

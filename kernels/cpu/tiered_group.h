@@ -13,6 +13,8 @@ namespace tinycluster {
 
 class TieredGroup {
  public:
+  static constexpr bool kIsInMemory = false;
+
   // nodes[i] are the ranks on node i; `node` is this rank's group there, ranked as in nodes[i]. `leaders`, with one
   // rank per node, belongs to the first rank of each node and is null elsewhere. Both outlive this object.
   TieredGroup(std::size_t rank, std::vector<std::vector<std::size_t>> nodes, Group& node, TcpGroup* leaders)

@@ -35,7 +35,8 @@ from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.pipeline import StageCollectives
 from tinycluster.parallel.units import Shares
 
-POSITIONS = 48
+POSITIONS = 128
+BLOCKS = (2, 0, 3, 7, 4, 6, 1, 5)
 COUNTS = (11, 1, 6)
 CASE_NAMES = ("llama_biases", "qwen3_biases_windows")
 
@@ -67,7 +68,7 @@ def logits(
     counts: Sequence[int] = COUNTS,
 ) -> F32:
     program = program_of(config, activations)
-    rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
+    rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, len(BLOCKS), 16)
     return logits_of(NativeExecutor(program, weights, rope, cache, None, threads, passes=passes), config, counts)
 
 
@@ -86,7 +87,7 @@ def logits_of(
                 tokens=tokens * 7 % config.vocab_size,
                 positions=positions,
                 row_start=np.array([0, count], np.int32),
-                block_tables=np.array([[2, 0, 3]], np.int32),
+                block_tables=np.array([BLOCKS], np.int32),
                 output_rows=np.arange(count, dtype=np.int32),
                 wants_all_logits=wants_all_logits,
             )
@@ -130,7 +131,7 @@ def logits_of_ranks(
             unit = spec.split.unit if spec.split is not None and spec.split_dim == 1 else None
             weights[spec.name] = pack(DenseTensor("f32", part), unit=unit, format="q8") if part.ndim == 2 else part
         collectives = StageCollectives(group.communicator(rank), None, None)
-        rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
+        rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, len(BLOCKS), 16)
         executor = NativeExecutor(round_activations(program, "mixed"), weights, rope, cache, collectives, passes=passes)
         return logits_of(executor, config, counts, wants_all_logits)
 
@@ -141,16 +142,16 @@ def logits_of_ranks(
 @pytest.mark.parametrize("case", CASE_NAMES)
 @pytest.mark.parametrize("shares", [(1.0, 1.0), (2.0, 1.0, 1.0), (1.0,) * 5], ids=str)
 def test_ranks_that_deal_rows_among_themselves_compute_the_same_bits(case: str, shares: tuple[float, ...]) -> None:
-    config, counts = CASES[case], (21, 1, 7, 13, 4)  # some are enough to be dealt, others are not
+    config, counts = CASES[case], (90, 1, 7, 13, 4)  # more than a block of tokens, and too few to be dealt
     wanted = logits(config, weights_of(config, "q8"), (), 1, "mixed", counts)
-    for passes in ((), (group_rows, deal_rows), PASSES, PASSES[:-1]):
+    for passes in ((), (group_rows, deal_rows), PASSES, PASSES[:-1], PASSES[:-2]):
         for found in logits_of_ranks(config, shares, passes, counts):
             np.testing.assert_array_equal(found, wanted, err_msg=str([one.__name__ for one in passes]))
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_each_rank_has_the_logits_of_the_rows_that_it_samples(num_ranks: int) -> None:
-    config, counts = CASES["llama_biases"], (21, 1, 7, 13, 2)
+    config, counts = CASES["llama_biases"], (70, 1, 7, 13, 2)
     starts = np.cumsum((0, *counts[:-1])).tolist()
     wanted = logits(config, weights_of(config, "q8"), (), 1, "mixed", counts)
     ranks = logits_of_ranks(config, (1.0,) * num_ranks, PASSES, counts, wants_all_logits=False)
@@ -167,10 +168,12 @@ def test_of_what_ranks_deal_only_what_others_read_is_gathered() -> None:
     shares = Shares(0, (1.0, 1.0), config.num_attention_heads, config.num_key_value_heads)
     program = round_activations(build(config, Stage.whole(config), shares)[0], "mixed")
     ops = optimize(program, shapes_of(weights_of(config, "q8"))).ops
-    gathered = [op.x for op in ops if isinstance(op, p.GatherDealt)]
+    gathered = [op.x for op in walk(ops) if isinstance(op, p.GatherDealt)]
     # After attention the codes for gate and up, after the MLP those of the next layer; at the end the residual.
     assert gathered == ["normed.codes8", "normed.codes16", "normed.codes8", "hidden"]
-    assert not any(isinstance(op, p.AllReduce) and op.x == "fixed" for op in ops)
+    assert not any(isinstance(op, p.AllReduce) and op.x == "fixed" for op in walk(ops))
+    blocks = [[type(part).__name__ for part in op.ops] for op in ops if isinstance(op, p.TokenBlocks)]
+    assert blocks == [["LinearFixed", "ReduceScatter", "RowGroup", "GatherDealt"]] * 4
 
 
 @pytest.mark.parametrize("activations", ["mixed", "int8"])
@@ -182,7 +185,7 @@ def test_fewer_bits_of_activations_are_those_of_the_definition(activations: Acti
         name: prepare(DenseTensor("f32", w), unit=units.get(name), format="q8") if w.ndim == 2 else w
         for name, w in random_weights(config, SEED).items()
     }
-    rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, 4, 16)
+    rope, cache = rope_table(config, POSITIONS), PagedCache(program.kv, len(BLOCKS), 16)
     wanted = logits_of(ReferenceExecutor(program, plain, rope, cache, None), config)
     weights = weights_of(config, "q8")
     np.testing.assert_array_equal(logits(config, weights, PASSES, 2, activations), wanted)

@@ -19,6 +19,7 @@ class _Layout(ctypes.Structure):
         ("group", _POINTER),
         ("rank", _SIZE),
         ("size", _SIZE),
+        ("is_in_memory", _OK),
         ("all_reduce_i64", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE)),
         ("all_reduce_f32", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, _SIZE)),
         ("reduce_scatter_i64", ctypes.CFUNCTYPE(_OK, _POINTER, _POINTER, ctypes.POINTER(_SIZE))),
