@@ -4,6 +4,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <optional>
@@ -52,7 +53,9 @@ class BoundPlan {
   // What is added until close_blocks runs block after block of tokens, where the ranks of `table` share memory. Over a
   // network few long messages are better than many short ones.
   void open_blocks(const std::string& name, nb::object table) {
-    auto blocks = std::make_unique<TokenBlocks>(name, table_of(table)->is_in_memory ? BLOCK_TOKENS : INT64_MAX);
+    const CollectiveTable& ranks = *table_of(table);
+    const int64_t tokens = std::max(BLOCK_TOKENS, CODE_BLOCK * int64_t(ranks.size));  // enough for all to have some
+    auto blocks = std::make_unique<TokenBlocks>(name, ranks.is_in_memory ? tokens : INT64_MAX);
     TokenBlocks* const opened = blocks.get();
     add(std::move(blocks));
     blocks_ = opened;

@@ -28,18 +28,17 @@ void RowGroup::run(Team& team, const Step& step) {
 }
 
 void run_traced(Op& op, Team& team, const Step& step) {
-  if (!step.timeline || team.index() != 0 || op.is_traced_inside()) return op.run(team, step);
+  if (!step.spans || team.index() != 0 || op.is_traced_inside()) return op.run(team, step);
   const int64_t waited = op.waited_ns(), start = now_ns();
   op.run(team, step);
   const int64_t end = now_ns();
-  std::vector<Span>& spans = step.timeline->spans;
   if (waited < 0) {
-    spans.push_back({&op, Span::compute, start, end});
+    step.spans->push_back({&op, Span::compute, start, end});
     return;
   }
   const int64_t middle = std::min(end, start + op.waited_ns() - waited);
-  spans.push_back({&op, Span::wait, start, middle});
-  spans.push_back({&op, Span::communicate, middle, end});
+  step.spans->push_back({&op, Span::wait, start, middle});
+  step.spans->push_back({&op, Span::communicate, middle, end});
 }
 
 void TokenBlocks::prepare(const Step& step) {
@@ -65,7 +64,7 @@ const Op* TokenBlocks::failed() const {
 const Op* Plan::run(Pool& pool, const Step& step) {
   for (const auto& op : ops_) op->prepare(step);
   Step traced = step;
-  traced.timeline = is_tracing_ ? &timeline_ : nullptr;
+  traced.spans = is_tracing_ ? &spans_ : nullptr;
   pool.run([&](Team& team) {
     for (const auto& op : ops_) {
       run_traced(*op, team, traced);

@@ -33,7 +33,15 @@ struct Buffer {
   int64_t row_bytes() const { return code_bits ? width / GROUP * Codes::token_bytes(code_bits) : width * 4; }
 };
 
-struct Timeline;
+class Op;
+
+// What happened in thread 0, on CLOCK_MONOTONIC.
+struct Span {
+  enum Kind { compute, communicate, wait };
+  const Op* op;
+  Kind kind;
+  int64_t start_ns, end_ns;
+};
 
 // A step, or a block of its tokens: buffers then begin at the block's first token, except those of fixed-point sums,
 // which are used up within the block and lie at the same place for all of them.
@@ -41,8 +49,8 @@ struct Step {
   Batch batch;
   uint8_t* arena;
   const Kernels* kernels;
-  Timeline* timeline = nullptr;  // of thread 0, while tracing
-  int64_t first_token = 0;       // a multiple of CODE_BLOCK
+  std::vector<Span>* spans = nullptr;  // where thread 0 notes what it does, while tracing
+  int64_t first_token = 0;             // a multiple of CODE_BLOCK
 
   int64_t rows(const Buffer& b) const { return b.is_outputs ? batch.O : batch.T; }
   uint8_t* bytes(const Buffer& b) const { return arena + b.offset + (b.is_outputs ? 0 : first_token * b.row_bytes()); }
@@ -119,18 +127,6 @@ class RowGroup : public Op {
   std::vector<std::unique_ptr<RowOp>> ops_;
 };
 
-// What happened in thread 0, on CLOCK_MONOTONIC.
-struct Span {
-  enum Kind { compute, communicate, wait };
-  const Op* op;
-  Kind kind;
-  int64_t start_ns, end_ns;
-};
-
-struct Timeline {
-  std::vector<Span> spans;
-};
-
 // Runs an operation in one thread of the team, and notes when, if the step is traced.
 void run_traced(Op& op, Team& team, const Step& step);
 
@@ -158,11 +154,11 @@ class Plan {
   const Op* run(Pool& pool, const Step& step);
 
   void set_tracing(bool on) { is_tracing_ = on; }
-  std::vector<Span> take_timeline() { return std::exchange(timeline_.spans, {}); }
+  std::vector<Span> take_timeline() { return std::exchange(spans_, {}); }
 
  private:
   std::vector<std::unique_ptr<Op>> ops_;
-  Timeline timeline_;
+  std::vector<Span> spans_;
   bool is_tracing_ = false;
 };
 
