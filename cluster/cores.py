@@ -69,13 +69,11 @@ def _deal_one(cores: NodeCores, num_ranks: int, place: int, *, threads: int | No
     """
     num_cores = cores.num_usable
     num_threads = threads or max(1, num_cores // num_ranks)
-    if not (pin and cores.are_own):
+    is_full = num_threads == num_cores // num_ranks or (num_threads == 1 and num_ranks % num_cores == 0)
+    if not (pin and cores.are_own and is_full):
         return RankThreads(num_threads)
-    if num_threads == 1 and num_ranks % num_cores == 0:
-        return RankThreads(1, (cores.ids[place % num_cores],))
-    if num_threads == num_cores // num_ranks:
-        return RankThreads(num_threads, cores.ids[place * num_threads : (place + 1) * num_threads])
-    return RankThreads(num_threads)
+    first = place * num_threads % num_cores
+    return RankThreads(num_threads, cores.ids[first : first + num_threads])
 
 
 DealThreads = Callable[[Sequence[NodeCores]], tuple[RankThreads, ...]]

@@ -82,8 +82,8 @@ class Group {
         });
   }
 
-  // x is this rank's parts for every rank end to end, out every rank's part for this one; rank s has bytes[s * size +
-  // r] for rank r.
+  // x is this rank's parts for every rank end to end, out every rank's part for this one.
+  // Rank s has bytes[s * size + r] for rank r.
   void all_to_all(const std::byte* x, const std::size_t* bytes, std::byte* out) {
     const std::size_t cells = size() * size(), stride = region_.slot_bytes() / size();
     const auto part = [&](std::size_t from, std::size_t to) { return bytes[from * size() + to]; };

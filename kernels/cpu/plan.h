@@ -112,8 +112,7 @@ class RowOp {
   virtual void run(const Step& step, int64_t begin, int64_t end) = 0;
 };
 
-//
-// Where ranks share the rows, this is rank `rank` of `num_ranks`.
+// Where ranks deal the rows among themselves, this is rank `rank` of `num_ranks`.
 class RowGroup : public Op {
  public:
   RowGroup(std::string name, bool is_outputs, size_t rank, size_t num_ranks)

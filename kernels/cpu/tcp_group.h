@@ -63,8 +63,8 @@ class TcpGroup {
     exchange(Call::all_gather, flows);
   }
 
-  // x is this rank's parts for every rank end to end, out every rank's part for this one; rank s has bytes[s * size +
-  // r] for rank r.
+  // x is this rank's parts for every rank end to end, out every rank's part for this one.
+  // Rank s has bytes[s * size + r] for rank r.
   void all_to_all(const std::byte* x, const std::size_t* bytes, std::byte* out) {
     std::vector<Flow> flows = both_ways();
     for (std::size_t r = 0; r < size(); ++r) {
