@@ -24,6 +24,8 @@ class HeldBuffer {
   Region region(std::size_t size, std::size_t slot_bytes, std::size_t mailbox_bytes) const {
     if (size == 0 || slot_bytes == 0 || mailbox_bytes == 0)
       throw nb::value_error("size, slot_bytes and mailbox_bytes must be positive");
+    // What is for one rank alone goes through its share of a slot; an empty one would never be through.
+    if (slot_bytes < size * sizeof(std::int64_t)) throw nb::value_error("slot_bytes must hold a number for every rank");
     const Region region(static_cast<std::byte*>(view_.buf), size, slot_bytes, mailbox_bytes);
     if (static_cast<std::size_t>(view_.len) < region.total_bytes())
       throw nb::value_error("the memory is smaller than region_bytes()");

@@ -270,6 +270,12 @@ def test_a_wrong_sum_would_be_noticed(mutant: Any, dtype: str, groups: Any, in_t
             future.result()
 
 
+def test_a_slot_that_cannot_hold_a_number_for_every_rank_is_refused(groups: Any) -> None:
+    assert groups.open("local", 3, slot_bytes=24)
+    with pytest.raises(ValueError, match="slot_bytes must hold a number for every rank"):
+        groups.open("local", 3, slot_bytes=23)
+
+
 def test_an_array_that_is_not_contiguous_is_refused_instead_of_copied(groups: Any) -> None:
     for kind in ("local", "tcp"):
         communicator = groups.open(kind, 1)[0]
