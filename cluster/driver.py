@@ -25,9 +25,9 @@ from tinycluster.cluster.messages import EncodedTimeline, RankFailure, SetTracin
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
 from tinycluster.cluster.timeline import Timeline, decode_timeline
 from tinycluster.engine.detokenizer import Detokenizer
-from tinycluster.engine.errors import QueueFullError, UnavailableError
+from tinycluster.engine.errors import QueueFullError, TinyclusterError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
-from tinycluster.engine.request import RequestOutput, SamplingParams, StepResult
+from tinycluster.engine.request import RequestOptions, RequestOutput, SamplingParams, StepResult
 from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.parallel.mesh import Mesh
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 OnFailure = Callable[[UnavailableError], None]
 _SEED_BITS = 64
 _TIMELINE_TIMEOUT_S = 30.0
+_ALONE = RequestOptions()
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,39 @@ class Engine:
         """How often a request has lost its blocks to another since the start."""
         return self._scheduler.num_preemptions
 
-    def submit(self, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Generation:
+    def submit(
+        self, prompt_token_ids: Sequence[int], sampling: SamplingParams, options: RequestOptions = _ALONE
+    ) -> Generation:
         """Queue a request. RequestError, ContextLengthError, QueueFullError or UnavailableError at once."""
-        detokenizer = Detokenizer(self.tokenizer, sampling.stop, sampling.include_stop_str_in_output)
-        assembler = TextAssembler(detokenizer, sampling.include_stop_str_in_output)
-        seed = secrets.randbits(_SEED_BITS) if sampling.seed is None else sampling.seed % 2**_SEED_BITS
+        return self.submit_choices(prompt_token_ids, [sampling], options)[0]
+
+    def submit_choices(
+        self, prompt_token_ids: Sequence[int], choices: Sequence[SamplingParams], options: RequestOptions = _ALONE
+    ) -> list[Generation]:
+        """Queue several answers to one prompt, which is computed once; all of them or, with an error as of `submit`,
+        none."""
+        assemblers = [self._assembler(sampling) for sampling in choices]
+        generations: list[Generation] = []
         with self._lock:
             self._raise_if_failed()
-            generation = Generation(next(self._ids), self._abort)
-            self._scheduler.add(generation.request_id, prompt_token_ids, sampling, seed)
-            self._requests[generation.request_id] = (generation, assembler)
+            try:
+                for sampling, assembler in zip(choices, assemblers, strict=True):
+                    generation = Generation(next(self._ids), self._abort)
+                    self._scheduler.add(generation.request_id, prompt_token_ids, sampling, _seed_of(sampling))
+                    self._requests[generation.request_id] = (generation, assembler)
+                    generations.append(generation)
+            except TinyclusterError:
+                for generation in generations:
+                    del self._requests[generation.request_id]
+                    self._scheduler.abort(generation.request_id)
+                raise
         self._inbox.put(None)
-        return generation
+        return generations
+
+    def _assembler(self, sampling: SamplingParams) -> TextAssembler:
+        include_stop = sampling.include_stop_str_in_output
+        detokenizer = Detokenizer(self.tokenizer, sampling.stop, include_stop, sampling.skip_special_tokens)
+        return TextAssembler(detokenizer, include_stop)
 
     def check_ready(self) -> None:
         """UnavailableError unless a forward pass went through all ranks within the last ten seconds.
@@ -289,3 +311,7 @@ class Engine:
         hand_over = HandOver()
         hand_over.put(generation, item)
         hand_over.flush()
+
+
+def _seed_of(sampling: SamplingParams) -> int:
+    return secrets.randbits(_SEED_BITS) if sampling.seed is None else sampling.seed % 2**_SEED_BITS

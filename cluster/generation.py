@@ -10,17 +10,23 @@ from typing import NamedTuple
 
 from tinycluster.engine.detokenizer import Detokenizer
 from tinycluster.engine.errors import TinyclusterError
-from tinycluster.engine.request import FinishReason, RequestOutput
+from tinycluster.engine.request import FinishReason, PromptProgress, RequestOutput, TokenLogprobs
 
 
 class Delta(NamedTuple):
-    """What a step added. `text` may lag behind the tokens: half a character or half a stop string is held back."""
+    """What a step added. `text` may lag behind the tokens: half a character or half a stop string is held back.
+
+    The other fields are those of RequestOutput.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     logits: tuple[bytes, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    progress: PromptProgress | None = None
 
 
 class TextAssembler:
@@ -36,17 +42,31 @@ class TextAssembler:
             if not (self._is_end(output, index) and not self._include_stop):
                 text += self._detokenizer.push(token)
             if self._detokenizer.stopped_by is not None:
-                num_kept = index + 1
-                stopped_by = self._detokenizer.stopped_by
-                return Delta(output.token_ids[:num_kept], text, "stop", stopped_by, output.logits[:num_kept])
+                return _delta(output, index + 1, text, "stop", self._detokenizer.stopped_by)
         if output.finish_reason is not None:
             text += self._detokenizer.flush()
-        return Delta(output.token_ids, text, output.finish_reason, output.stop_reason, output.logits)
+        return _delta(output, len(output.token_ids), text, output.finish_reason, output.stop_reason)
 
     @staticmethod
     def _is_end(output: RequestOutput, index: int) -> bool:
         """Whether this token only ended the request: its text is not part of the answer."""
         return output.finish_reason == "stop" and index == len(output.token_ids) - 1
+
+
+def _delta(
+    output: RequestOutput, num_kept: int, text: str, finish_reason: FinishReason | None, stop_reason: str | int | None
+) -> Delta:
+    """The delta of an output of which the first `num_kept` tokens count."""
+    return Delta(
+        output.token_ids[:num_kept],
+        text,
+        finish_reason,
+        stop_reason,
+        output.logits[:num_kept],
+        output.logprobs[:num_kept],
+        output.prompt_logprobs,
+        output.progress,
+    )
 
 
 class Generation:

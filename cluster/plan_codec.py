@@ -59,7 +59,7 @@ class PlanEncoder:
         self._memory.begin_plan()
         for row in plan.rows:
             known = self._memory.get(row.request_id)
-            flags = _IS_SAMPLED * row.sample
+            flags = _IS_SAMPLED * (row.num_samples > 0)
             added: tuple[int, ...] = ()
             if known is row.blocks:
                 pass
@@ -107,7 +107,7 @@ class PlanDecoder:
             added = numbers[block_at : block_at + num_blocks]
             blocks, sampling, seed = self._learn(request_id, added, next(whole, None) if flags & _IS_WHOLE else ())
             tokens = numbers[token_at : token_at + num_tokens]
-            rows.append(Row(request_id, tokens, position, blocks, bool(flags & _IS_SAMPLED), sampling, seed))
+            rows.append(Row(request_id, tokens, position, blocks, flags & _IS_SAMPLED, sampling, seed))
             token_at, block_at = token_at + num_tokens, block_at + num_blocks
         if next(whole, None) is not None:
             raise ProtocolError("a plan describes more requests than it names")

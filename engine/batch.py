@@ -40,7 +40,7 @@ class BatchPacker:
             positions=_positions(rows, row_start),
             row_start=row_start,
             block_tables=self._block_tables(rows),
-            output_rows=np.array([end - 1 for end, row in zip(ends, rows, strict=True) if row.sample], np.int32),
+            output_rows=np.array([end - 1 for end, row in zip(ends, rows, strict=True) if row.num_samples], np.int32),
             wants_all_logits=any(row.sampling.return_logits_digest for row in rows),
         )
 

@@ -48,7 +48,7 @@ class Runner:
         logits_OV = self._executor.run(batch)
         if logits_OV is None:
             return None
-        rows = [row for row in plan.rows if row.sample]
+        rows = [row for row in plan.rows if row.num_samples]
         tokens = self._choose(rows, logits_OV)
         self._last_tokens = {row.request_id: int(token) for row, token in zip(rows, tokens, strict=True)}
         if self._group.rank != 0:

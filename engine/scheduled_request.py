@@ -61,4 +61,6 @@ class ScheduledRequest:
         sample = last == self.num_tokens
         self.num_computed, self.last_step_id = last, step_id
         self.num_pending += sample
-        return Row(self.request_id, tokens, first, self.blocks, sample, self.sampling, self.seed)
+        return Row(
+            self.request_id, tokens, first, self.blocks, int(sample), self.sampling, self.seed, self.num_prompt_tokens
+        )

@@ -114,7 +114,7 @@ class Scheduler:
         if not rows:
             return None
         plan = StepPlan(self._next_step_id, tuple(rows))
-        sampled = tuple(self._requests[row.request_id] for row in rows if row.sample)
+        sampled = tuple(self._requests[row.request_id] for row in rows if row.num_samples)
         self._in_flight.append(StepInFlight(plan.step_id, plan.num_tokens, sampled))
         self._next_step_id += 1
         return plan

@@ -43,7 +43,9 @@ class FakeRanks:
     def answer(self, plan: StepPlan, token: int | None = None) -> None:
         """Every row samples `token`, or else a number that counts up with the position."""
         samples = [
-            SampledToken(row.request_id, token or row.position + len(row.tokens) + 2) for row in plan.rows if row.sample
+            SampledToken(row.request_id, token or row.position + len(row.tokens) + 2)
+            for row in plan.rows
+            if row.num_samples
         ]
         self.tell(0, StepResult(plan.step_id, tuple(samples)))
 

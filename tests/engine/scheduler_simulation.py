@@ -95,7 +95,7 @@ class MockRanks:
         self.previous = {
             row.request_id: next_token(hidden[row.request_id], row.seed, row.position + len(row.tokens))
             for row in plan.rows
-            if row.sample
+            if row.num_samples
         }
         return StepResult(plan.step_id, tuple(SampledToken(*sample) for sample in self.previous.items()))
 

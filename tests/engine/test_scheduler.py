@@ -33,11 +33,11 @@ def planned(scheduler: Scheduler) -> StepPlan:
 
 def shape_of(plan: StepPlan) -> list[tuple[int, int, int, bool]]:
     """(request, position, number of tokens, sample) of every row."""
-    return [(row.request_id, row.position, len(row.tokens), row.sample) for row in plan.rows]
+    return [(row.request_id, row.position, len(row.tokens), row.num_samples) for row in plan.rows]
 
 
 def finish(scheduler: Scheduler, plan: StepPlan, token: int = 7) -> tuple[RequestOutput, ...]:
-    samples = tuple(SampledToken(row.request_id, token) for row in plan.rows if row.sample)
+    samples = tuple(SampledToken(row.request_id, token) for row in plan.rows if row.num_samples)
     outputs = scheduler.update(StepResult(plan.step_id, samples))
     scheduler.check()
     return outputs
