@@ -23,6 +23,7 @@ from tinycluster.cluster.generation import HandOver, TextAssembler
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, READY_WINDOW_S, SilentRank, Watch
 from tinycluster.cluster.messages import EncodedTimeline, RankFailure, SetTracing
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
+from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.cluster.timeline import Timeline, decode_timeline
 from tinycluster.engine.detokenizer import Detokenizer
 from tinycluster.engine.errors import QueueFullError, TinyclusterError, UnavailableError
@@ -68,6 +69,7 @@ class Engine:
         self._scheduler, self._ranks, self._inbox, self._on_failure = scheduler, ranks, inbox, on_failure
         # One step is with the ranks while the next waits in their channel; a pipeline needs one per stage.
         self._depth = max(2, model.mesh.pipeline)
+        self.statistics = EngineStatistics(max_model_len=model.max_model_len)
         self._watch = Watch(ranks.size, step_timeout_s, ranks.heartbeats, time.monotonic())
         self._lock = threading.Lock()  # guards the scheduler, the table of requests and the failure
         self._requests: dict[int, tuple[Generation, TextAssembler]] = {}
@@ -116,6 +118,13 @@ class Engine:
     def num_preemptions(self) -> int:
         """How often a request has lost its blocks to another since the start."""
         return self._scheduler.num_preemptions
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """The blocks of the KV cache, all counted at one moment."""
+        with self._lock:
+            pool = self._scheduler.pool
+            return CacheUse(pool.num_blocks, pool.block_tokens, pool.num_free, pool.num_used)
 
     def submit(
         self, prompt_token_ids: Sequence[int], sampling: SamplingParams, options: RequestOptions = _ALONE

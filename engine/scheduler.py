@@ -66,6 +66,11 @@ class Scheduler:
         self._num_preemptions = 0
 
     @property
+    def pool(self) -> BlockPool:
+        """The blocks that requests share; only to be read."""
+        return self._pool
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
