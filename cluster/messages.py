@@ -1,4 +1,4 @@
-"""What driver and ranks say to each other, and its form in bytes: fixed little-endian records, nothing is evaluated.
+"""What driver and ranks say to each other, and its form in bytes.
 
 driver -> rank   Challenge, Welcome, EncodedPlan (a StepPlan as it is where both are threads), SetTracing, Stop
 rank -> driver   Hello, LoadProgress, Ready, StepResult, EncodedTimeline, Heartbeat, RankFailure
@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tinycluster.engine.request import SampledToken, StepPlan, StepResult
-
-
-class ProtocolError(Exception):
-    """The other side sent something that is not a message of this version."""
+from tinycluster.cluster.reader import ProtocolError as ProtocolError
+from tinycluster.cluster.reader import Reader, as_block
+from tinycluster.cluster.result_codec import decode_result, encode_result
+from tinycluster.engine.request import StepPlan, StepResult
 
 
 @dataclass(frozen=True)
@@ -113,86 +112,28 @@ Message = (
 )
 
 
-class _Reader:
-    """Consumes a payload from left to right; ProtocolError past its end."""
-
-    def __init__(self, payload: memoryview) -> None:
-        self._payload, self._offset = payload, 0
-
-    def fields(self, record: struct.Struct) -> tuple[Any, ...]:
-        return record.unpack(self.take(record.size))
-
-    def rest(self) -> bytes:
-        return bytes(self.take(len(self._payload) - self._offset))
-
-    def take(self, num_bytes: int) -> memoryview:
-        end = self._offset + num_bytes
-        if end > len(self._payload):
-            raise ProtocolError("a message ends before its last field")
-        piece = self._payload[self._offset : end]
-        self._offset = end
-        return piece
-
-    def block(self) -> bytes:
-        (num_bytes,) = self.fields(_LENGTH)
-        return bytes(self.take(num_bytes))
-
-    def text(self) -> str:
-        try:
-            return self.block().decode()
-        except UnicodeDecodeError:
-            raise ProtocolError("a text field is not UTF-8") from None
-
-    def finish(self) -> None:
-        if self._offset != len(self._payload):
-            raise ProtocolError("a message goes on after its last field")
-
-
-_LENGTH = struct.Struct("<I")
 _HELLO = struct.Struct("<I")
 _PROGRESS = struct.Struct("<QQ")
 _FAILURE = struct.Struct("<Iq?")
 _TRACING = struct.Struct("<?")
-_RESULT = struct.Struct("<QI")
-_SAMPLE = struct.Struct("<qi?")
-
-
-def _block(content: bytes) -> bytes:
-    return _LENGTH.pack(len(content)) + content
-
-
-def _encode_result(result: StepResult) -> bytes:
-    parts = [_RESULT.pack(result.step_id, len(result.samples))]
-    parts += [_SAMPLE.pack(sample.request_id, sample.token, sample.logits is not None) for sample in result.samples]
-    parts += [_block(sample.logits) for sample in result.samples if sample.logits is not None]
-    return b"".join(parts)
-
-
-def _decode_result(reader: _Reader) -> StepResult:
-    step_id, num_samples = reader.fields(_RESULT)
-    fields = _SAMPLE.iter_unpack(reader.take(num_samples * _SAMPLE.size))
-    return StepResult(
-        step_id,
-        tuple(SampledToken(id_, token, reader.block() if has_logits else None) for id_, token, has_logits in fields),
-    )
 
 
 def _encode_hello(hello: Hello) -> bytes:
-    return _HELLO.pack(hello.rank) + _block(hello.nonce) + _block(hello.proof)
+    return _HELLO.pack(hello.rank) + as_block(hello.nonce) + as_block(hello.proof)
 
 
-def _decode_hello(reader: _Reader) -> Hello:
+def _decode_hello(reader: Reader) -> Hello:
     (rank,) = reader.fields(_HELLO)
     return Hello(rank, nonce=reader.block(), proof=reader.block())
 
 
-def _decode_failure(reader: _Reader) -> RankFailure:
+def _decode_failure(reader: Reader) -> RankFailure:
     rank, step_id, is_consequence = reader.fields(_FAILURE)
     return RankFailure(rank, step_id, is_consequence, reader.text())
 
 
 def _encode_failure(failure: RankFailure) -> bytes:
-    return _FAILURE.pack(failure.rank, failure.step_id, failure.is_consequence) + _block(
+    return _FAILURE.pack(failure.rank, failure.step_id, failure.is_consequence) + as_block(
         failure.sentence.encode(errors="replace")
     )
 
@@ -201,13 +142,13 @@ def _encode_failure(failure: RankFailure) -> bytes:
 class _Codec:
     kind: int
     encode: Callable[[Any], bytes]
-    decode: Callable[[_Reader], Message]
+    decode: Callable[[Reader], Message]
 
 
 _CODECS: dict[type[Any], _Codec] = {
-    Challenge: _Codec(1, lambda m: _block(m.nonce), lambda r: Challenge(r.block())),
+    Challenge: _Codec(1, lambda m: as_block(m.nonce), lambda r: Challenge(r.block())),
     Hello: _Codec(2, _encode_hello, _decode_hello),
-    Welcome: _Codec(3, lambda m: _block(m.proof), lambda r: Welcome(r.block())),
+    Welcome: _Codec(3, lambda m: as_block(m.proof), lambda r: Welcome(r.block())),
     LoadProgress: _Codec(
         4, lambda m: _PROGRESS.pack(m.done_bytes, m.total_bytes), lambda r: LoadProgress(*r.fields(_PROGRESS))
     ),
@@ -216,7 +157,7 @@ _CODECS: dict[type[Any], _Codec] = {
     RankFailure: _Codec(7, _encode_failure, _decode_failure),
     Stop: _Codec(8, lambda m: b"", lambda r: Stop()),
     EncodedPlan: _Codec(9, lambda m: m.payload, lambda r: EncodedPlan(r.rest())),
-    StepResult: _Codec(10, _encode_result, _decode_result),
+    StepResult: _Codec(10, encode_result, decode_result),
     SetTracing: _Codec(11, lambda m: _TRACING.pack(m.is_on), lambda r: SetTracing(*r.fields(_TRACING))),
     EncodedTimeline: _Codec(12, lambda m: m.payload, lambda r: EncodedTimeline(r.rest())),
 }
@@ -233,7 +174,7 @@ def decode(kind: int, payload: memoryview) -> Message:
     codec = _CODEC_OF_KIND.get(kind)
     if codec is None:
         raise ProtocolError(f"message kind {kind} is unknown")
-    reader = _Reader(payload)
+    reader = Reader(payload)
     message = codec.decode(reader)
     reader.finish()
     return message

@@ -107,9 +107,11 @@ class Row(NamedTuple):
     """The resolved seed; randomness is keyed by (seed, position of the sampled token in the request)."""
     num_prompt_tokens: int = 0
     history: tuple[int, ...] | None = None
-    """The tokens at 0 .. position, on the first row after a request has got its blocks, if `sampling.needs_history`."""
+    """The tokens before `position`, on the first row after a request has got blocks, if `sampling.needs_history`."""
     mask: bytes | None = None
     """As Constraint.mask, for a request with a grammar; its rows sample one token at most."""
+    next_token: int | None = None
+    """The prompt's token after the row's last one, if there is one, where `sampling.prompt_logprobs` asks for it."""
 
 
 PENDING = -1

@@ -61,6 +61,9 @@ class ScheduledRequest:
         sample = last == self.num_tokens
         self.num_computed, self.last_step_id = last, step_id
         self.num_pending += sample
-        return Row(
+        row = Row(
             self.request_id, tokens, first, self.blocks, int(sample), self.sampling, self.seed, self.num_prompt_tokens
         )
+        if self.sampling.prompt_logprobs is not None and last < self.num_prompt_tokens:
+            return row._replace(next_token=self.tokens[last])
+        return row
