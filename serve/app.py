@@ -19,6 +19,7 @@ from tinycluster.serve.body import read_object
 from tinycluster.serve.choices import Choices, Text, gather, submit
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import ErrorBoundary, answer_error
+from tinycluster.serve.metrics import add_metrics_routes
 from tinycluster.serve.prompts import chat_prompt, completion_prompts
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
 from tinycluster.serve.registry import ModelRegistry
@@ -35,6 +36,7 @@ def create_app(registry: ModelRegistry) -> FastAPI:
     app.add_exception_handler(ClientGoneError, _answer_nobody)
     _add_status_routes(app, registry)
     _add_generation_routes(app, registry)
+    add_metrics_routes(app, registry)
     return app
 
 

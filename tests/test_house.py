@@ -26,6 +26,7 @@ HOMES = {
     "fastapi": ("serve/",),
     "starlette": ("serve/",),
     "uvicorn": ("serve/",),
+    "prometheus_client": ("serve/",),
     "httpx": ("serve/",),
     "typer": ("serve/",),
     "click": ("serve/",),

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.engine.errors import ContextLengthError, QueueFullError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.request import FinishReason, SamplingParams
 
+USE = CacheUse(num_blocks=8, block_tokens=16, num_free=5, num_used=2, num_cached=1)
 TINY = ModelConfig("llama", 256, 8, 8, 1, 1, 1, 8, 1e-5, 1000)
 
 
@@ -56,6 +58,14 @@ class FakeEngine:
     submitted: list[SamplingParams] = field(default_factory=list)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
     config: ModelConfig = TINY
+    statistics: EngineStatistics = field(default_factory=lambda: EngineStatistics(max_model_len=1000))
+    cache_use: CacheUse = USE
+    num_waiting: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
 
     def __post_init__(self) -> None:
         self._ids = itertools.count()

@@ -1,0 +1,137 @@
+"""GET /metrics, read by Prometheus' own parser."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from tests.serve.conftest import StartServer
+from tests.serve.fake_engine import FakeEngine
+
+# The names of vLLM's metrics that dashboards and autoscalers read, with the types that vLLM gives them.
+NAMES = {
+    "num_requests_running": "gauge",
+    "num_requests_waiting": "gauge",
+    "kv_cache_usage_perc": "gauge",
+    "prefix_cache_queries": "counter",
+    "prefix_cache_hits": "counter",
+    "num_preemptions": "counter",
+    "prompt_tokens": "counter",
+    "generation_tokens": "counter",
+    "request_success": "counter",
+    "iteration_tokens_total": "histogram",
+    "time_to_first_token_seconds": "histogram",
+    "inter_token_latency_seconds": "histogram",
+    "request_time_per_output_token_seconds": "histogram",
+    "e2e_request_latency_seconds": "histogram",
+    "request_queue_time_seconds": "histogram",
+    "request_prefill_time_seconds": "histogram",
+    "request_decode_time_seconds": "histogram",
+    "request_prompt_tokens": "histogram",
+    "request_generation_tokens": "histogram",
+    "admission_rejections": "counter",
+    "spec_decode_num_drafts": "counter",
+    "spec_decode_num_draft_tokens": "counter",
+    "spec_decode_num_accepted_tokens": "counter",
+    "cache_config_info": "gauge",
+    "startup_time_seconds": "gauge",
+}
+
+
+def scrape(url: str) -> list[Sample]:
+    answer = httpx.get(f"{url}/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
+
+
+def values(samples: list[Sample], name: str, **labels: str) -> list[float]:
+    return [
+        sample.value
+        for sample in samples
+        if sample.name == f"tinycluster:{name}" and labels.items() <= sample.labels.items()
+    ]
+
+
+def test_every_name_and_type_of_vllm_is_there(client: httpx.Client) -> None:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    types = {family.name.removeprefix("tinycluster:"): family.type for family in families}
+    assert {name: types.get(name) for name in NAMES} == NAMES
+
+
+def test_samples_are_told_apart_by_the_models_name(start_server: StartServer) -> None:
+    first, second = FakeEngine("a"), FakeEngine("b", num_waiting=3)
+    first.statistics.rejected()
+    first.statistics.startup_time_s = 4.5
+    first.running.update({7, 9})
+    samples = scrape(start_server(first, second))
+    assert values(samples, "admission_rejections_total", model_name="a") == [1]
+    assert values(samples, "admission_rejections_total", model_name="b") == [0]
+    assert values(samples, "num_requests_running", model_name="a") == [2]
+    assert values(samples, "num_requests_waiting", model_name="b") == [3]
+    assert values(samples, "startup_time_seconds") == [4.5]
+
+
+def test_a_histogram_is_cumulative_and_ends_with_its_count(start_server: StartServer) -> None:
+    engine = FakeEngine()
+    for num_tokens in (1, 8, 9, 20_000):
+        engine.statistics.step(num_tokens)
+    samples = scrape(start_server(engine))
+    buckets = {
+        sample.labels["le"]: sample.value
+        for sample in samples
+        if sample.name == "tinycluster:iteration_tokens_total_bucket"
+    }
+    assert (buckets["1.0"], buckets["8.0"], buckets["16.0"], buckets["16384.0"], buckets["+Inf"]) == (1, 2, 3, 3, 4)
+    assert values(samples, "iteration_tokens_total_count") == [4]
+    assert values(samples, "iteration_tokens_total_sum") == [20_018]
+
+
+def test_the_finish_reasons_of_a_model_are_one_counter(start_server: StartServer) -> None:
+    engine = FakeEngine()
+    engine.statistics.submitted(1, 0.0).finished("stop", 1.0)
+    engine.statistics.ended_early("abort")
+    samples = scrape(start_server(engine))
+    by_reason = {s.labels["finished_reason"]: s.value for s in samples if s.name == "tinycluster:request_success_total"}
+    assert by_reason == {"stop": 1, "length": 0, "abort": 1, "error": 0}
+
+
+def test_free_used_and_cached_blocks_are_all_blocks(client: httpx.Client, fake_url: str) -> None:
+    samples = scrape(fake_url)
+    parts = [values(samples, f"kv_cache_blocks_{part}")[0] for part in ("free", "used", "cached")]
+    assert parts == [5, 2, 1]
+    assert values(samples, "kv_cache_blocks") == [sum(parts)]
+    assert values(samples, "kv_cache_usage_perc") == [0.25]
+    assert values(samples, "cache_config_info", block_size="16", num_gpu_blocks="8") == [1]
+
+
+def test_a_server_without_a_model_has_no_samples(start_server: StartServer) -> None:
+    assert scrape(start_server()) == []
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "größe"])
+def test_any_name_of_a_model_is_read_back(start_server: StartServer, name: str) -> None:
+    samples = scrape(start_server(FakeEngine(name)))
+    assert {sample.labels["model_name"] for sample in samples} == {name}
+
+
+def test_every_counter_shows_its_own_number(start_server: StartServer) -> None:
+    engine = FakeEngine(num_preemptions=2)
+    engine.statistics.looked_up(50, 30)
+    engine.statistics.speculated(7, 6)
+    engine.statistics.submitted(11, 0.0).emitted(4, 1.0)
+    samples = scrape(start_server(engine))
+    expected = {
+        "num_preemptions": 2,
+        "prefix_cache_queries": 50,
+        "prefix_cache_hits": 30,
+        "spec_decode_num_drafts": 1,
+        "spec_decode_num_draft_tokens": 7,
+        "spec_decode_num_accepted_tokens": 6,
+        "prompt_tokens": 11,
+        "generation_tokens": 4,
+        "admission_rejections": 0,
+    }
+    assert {name: values(samples, f"{name}_total") for name in expected} == {n: [v] for n, v in expected.items()}
