@@ -141,6 +141,8 @@ class ServerSettings(_Section):
     port: int = Field(default=8000, ge=0, le=65535)
     replicas: int = Field(default=1, ge=1, le=256)
     front: Literal["direct", "proxy", "haproxy"] = "direct"
+    allowed_hosts: tuple[Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9._-]+)$")], ...] = ()
+    """Public names of this server, without port: browsers that reach it by another are refused. "*" allows all."""
 
 
 class Settings(_Section):

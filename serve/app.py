@@ -19,6 +19,7 @@ from tinycluster.serve.body import read_object
 from tinycluster.serve.choices import Choices, Text, gather, submit
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import ErrorBoundary, answer_error
+from tinycluster.serve.hosts import HostGuard
 from tinycluster.serve.metrics import add_metrics_routes
 from tinycluster.serve.prompts import chat_prompt, completion_prompts
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
@@ -30,7 +31,9 @@ def create_app(registry: ModelRegistry) -> FastAPI:
     """The ASGI application over the registry's models, which may be added later (requests get 503 until then)."""
     app = FastAPI(title="tinycluster", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.registry = registry
+    app.state.allowed_hosts = ()
     app.add_middleware(ErrorBoundary)
+    app.add_middleware(HostGuard)
     app.add_exception_handler(TinyclusterError, answer_error)
     app.add_exception_handler(HTTPException, answer_error)
     app.add_exception_handler(ClientGoneError, _answer_nobody)

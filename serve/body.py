@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from tinycluster.engine.errors import RequestError
+from tinycluster.serve.disconnect import ClientGoneError
 from tinycluster.serve.errors import ErrorReply, HttpError
 
 MAX_BODY_BYTES = 4 * 2**20
+BODY_TIMEOUT_S = 30.0
+MIN_BODY_BYTES_PER_S = 8 * 2**10
+"""What has come of a body buys more time for the rest, so that a slow line is told from a client that stalls."""
 PARSE_IN_THREAD_BYTES = 64 * 2**10
 """Larger bodies are parsed off the event loop, so that they do not delay other clients' tokens."""
+CLOSE = MappingProxyType({"connection": "close"})
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -43,9 +49,19 @@ async def _read(request: Request) -> bytes:
     if announced.isdecimal():
         _check_size(int(announced))
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        _check_size(len(body))
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S) as deadline:
+            began_s = asyncio.get_running_loop().time()
+            async for chunk in request.stream():
+                body += chunk
+                _check_size(len(body))
+                deadline.reschedule(began_s + BODY_TIMEOUT_S + len(body) / MIN_BODY_BYTES_PER_S)
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    except TimeoutError:
+        raise HttpError(
+            ErrorReply(408, "The body did not come in time", code="request_timeout", headers=CLOSE)
+        ) from None
     return bytes(body)
 
 
@@ -53,7 +69,7 @@ def _check_size(num_bytes: int) -> None:
     if num_bytes > MAX_BODY_BYTES:
         message = f"The body is larger than the limit of {MAX_BODY_BYTES} bytes"
         # Closing spares the server from reading the rest of a body that it has refused.
-        raise HttpError(ErrorReply(413, message, code="content_too_large", headers={"connection": "close"}))
+        raise HttpError(ErrorReply(413, message, code="content_too_large", headers=CLOSE))
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -5,10 +5,15 @@
 | 400    | invalid_request_error | the error's own, or null          | a field is wrong, a prompt is too long    |
 | 404    | invalid_request_error | model_not_found, not_found        | no such model, no such route              |
 | 405    | invalid_request_error | method_not_allowed                | with Allow                                |
+| 408    | invalid_request_error | request_timeout                   | header or body did not come in time       |
 | 413    | invalid_request_error | content_too_large                 | the body is over the limit                |
 | 415    | invalid_request_error | unsupported_media_type            | the body is not plain JSON                |
+| 414    | invalid_request_error | uri_too_long                      | connection.py: before any route           |
+| 421    | invalid_request_error | misdirected_request               | hosts.py: a Host that is not ours         |
 | 429    | rate_limit_exceeded   | queue_full                        | with Retry-After                          |
+| 431    | invalid_request_error | header_too_large                  | connection.py: before any route           |
 | 500    | server_error          | internal_error                    | our fault; the cause is in the log only   |
+| 501    | invalid_request_error | not_implemented                   | a method that nobody knows, CONNECT       |
 | 503    | service_unavailable   | service_unavailable               | a rank was lost or the engine stops       |
 """
 
@@ -22,6 +27,7 @@ from dataclasses import dataclass, field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinycluster.engine.errors import QueueFullError, RequestError, TinyclusterError, UnavailableError
@@ -88,9 +94,17 @@ def _reply_for_route(error: HTTPException) -> ErrorReply:
     return ErrorReply(error.status_code, str(error.detail), code="http_error", headers=headers)
 
 
-async def answer_error(_request: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
     """The exception handler of the app for TinyclusterError and HTTPException."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error.headers = {"allow": ", ".join(sorted(_methods(request)))}
     return reply_for(error).response()
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of every route of this path: each route names only its own."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+    return {method for route in routes for method in route.methods or ()}
 
 
 class ErrorBoundary:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import threading
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from tinycluster.engine.errors import UnavailableError
+from tinycluster.serve.connection import USUAL, Connection, ConnectionLimits
 
 DRAIN_S = 1.0
 """Answers that are still running get so long when the server stops; then their engines end them."""
@@ -19,13 +24,20 @@ STOP_S = 4
 TICK_S = 1.0
 """The Date header is renewed this often. uvicorn itself ticks ten times as often, which an idle server should not."""
 
+WANTED_FILES, RESERVED_FILES = 2**15, 128
+"""A connection is an open file, and systems allow a process no more than 1024 unless it asks for more."""
+
 
 class HttpServer:
     """Serves `app` on `listener` from `start` until `stop`, which also closes the listener."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, limits: ConnectionLimits = USUAL) -> None:
+        num_files = _raise_file_limit()
+        limits = replace(limits, max_connections=min(limits.max_connections, num_files - RESERVED_FILES))
         config = uvicorn.Config(
             app,
+            http=cast(type[asyncio.Protocol], partial(Connection, limits=limits)),
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -81,3 +93,14 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(0):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_leaving.wait(), TICK_S)
+
+
+def _raise_file_limit() -> int:
+    """How many files this process may hold open, after asking for WANTED_FILES."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # less than the limit that is asked for may be the system's
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return WANTED_FILES if soft == resource.RLIM_INFINITY else soft

@@ -93,7 +93,9 @@ def serve_local(settings: Settings, progress: NewProgress, out: TextIO) -> None:
     with ExitStack() as running:
         # The port comes first: one that is taken is known before any model is loaded.
         listener = listen(settings.server.host, settings.server.port)
-        start_serving(running, listener, create_app(registry), settings, progress, failure.report)
+        app = create_app(registry)
+        app.state.allowed_hosts = settings.server.allowed_hosts
+        start_serving(running, listener, app, settings, progress, failure.report)
         announce(url_of(listener), registry.words(), time.monotonic() - started_s, out)
         raise failure.wait()
 

@@ -59,6 +59,7 @@ class Replica:
     def __init__(self, settings: Settings, app: FastAPI, replica_id: str, placed: PlacedModels) -> None:
         self.state = ReplicaState(replica_id)
         self._settings, self._app, self._placed = settings, app, placed
+        app.state.allowed_hosts = settings.server.allowed_hosts
         self._running = ExitStack()
         self._failure = Failure()
         threading.Thread(target=self._start, name="start", daemon=True).start()

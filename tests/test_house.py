@@ -27,6 +27,7 @@ HOMES = {
     "starlette": ("serve/",),
     "uvicorn": ("serve/",),
     "prometheus_client": ("serve/",),
+    "httptools": ("serve/",),
     "httpx": ("serve/",),
     "typer": ("serve/",),
     "click": ("serve/",),

@@ -156,3 +156,11 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
 def test_the_names_in_code_work_beside_those_in_files() -> None:
     settings = Settings.model_validate({"models": [{"name": "a", "source": "x", "kv_cache": {"memory_bytes": 4096}}]})
     assert settings.models[0].kv_cache.memory_bytes == 4096
+
+
+def test_allowed_hosts_are_bare_names(file: Path) -> None:
+    names = load_settings(file, {"server.allowed_hosts": ["api.example.com", "*"]}).server.allowed_hosts
+    assert names == ("api.example.com", "*")
+    for value in ("http://a.example", "a.example:80", "", "*.example.com"):
+        with pytest.raises(ConfigError, match=r"server\.allowed_hosts"):
+            load_settings(file, {"server.allowed_hosts": [value]})

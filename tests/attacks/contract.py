@@ -1,0 +1,141 @@
+"""What must hold around every attack, whatever it was: the contract of the list of attacks.
+
+The same processes as before, no request left in the engine, the next good request answered, at most MAX_GROWTH_BYTES
+more memory, and a second client's GET /health answered within MAX_HEALTH_S (99th percentile) all the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.attacks.wire import HOST, exchange, read_reply, request
+
+ROOT = Path(__file__).parent.parent.parent
+MAX_GROWTH_BYTES = 64 * 2**20
+MAX_HEALTH_S = 1.0
+HEALTH_PERIOD_S = 0.02
+SETTLE_S = 20.0
+GOOD = json.dumps({"prompt": "good", "max_tokens": 4, "temperature": 0}).encode()
+
+
+class Victim:
+    """A server in a process of its own (victim.py). Leave the context to end it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.url = self._line()
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        self.address = (host, int(port))
+        # What is made once, at the first request, is not growth.
+        self._check_good()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, question: str) -> Any:
+        assert self._process.stdin is not None
+        print(question, file=self._process.stdin, flush=True)
+        return json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the server has ended"
+        return line.strip()
+
+    def processes(self) -> set[int]:
+        """The server, its threads excepted, and whatever it has started."""
+        found, added = {self.pid}, {self.pid}
+        while added:
+            children = (Path(f"/proc/{pid}/task").glob("*/children") for pid in added)
+            added = {int(child) for files in children for file in files for child in file.read_text().split()} - found
+            found |= added
+        return found
+
+    def memory_bytes(self) -> int:
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @contextmanager
+    def attack(self) -> Iterator[None]:
+        """Do the attack inside; the contract is checked at the end."""
+        processes, memory_bytes = self.processes(), self.memory_bytes()
+        with _Bystander(self.address) as bystander:
+            yield
+            self._check_good()
+        assert self.processes() == processes
+        assert self.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES
+        assert bystander.percentile_s(0.99) <= MAX_HEALTH_S
+
+    def _check_good(self) -> None:
+        reply = exchange(self.address, request("POST", "/v1/completions", body=GOOD))
+        assert reply.status == 200, reply
+        self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        """No request is left in the engine: an aborted one may take its last step first."""
+        deadline_s = time.monotonic() + SETTLE_S
+        while (num_running := self.ask("running")) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert num_running == 0
+
+
+class _Bystander:
+    """A second client that asks GET /health again and again, on one connection."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._took_s: list[float] = []
+        self._is_over = threading.Event()
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _Bystander:
+        self._asking = self._thread.submit(self._run)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_over.set()
+        self._thread.shutdown()
+        self._asking.result()
+
+    def percentile_s(self, fraction: float) -> float:
+        ordered = sorted(self._took_s)
+        return ordered[min(int(fraction * len(ordered)), len(ordered) - 1)]
+
+    def _run(self) -> None:
+        with socket.create_connection(self._address, timeout=SETTLE_S) as connection:
+            while not self._took_s or not self._is_over.wait(HEALTH_PERIOD_S):
+                began_s = time.monotonic()
+                connection.sendall(b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
+                assert read_reply(connection).status == 200
+                self._took_s.append(time.monotonic() - began_s)
+
+
+@contextmanager
+def victim(options: Mapping[str, Any]) -> Iterator[Victim]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.attacks.victim", json.dumps(options)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield Victim(process)
+    finally:
+        process.stdin.close()
+        assert process.wait(SETTLE_S) == 0
+        process.stdout.close()

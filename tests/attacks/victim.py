@@ -1,0 +1,86 @@
+"""The server under attack, in a process of its own: `python -m tests.attacks.victim '{"engine": "fake"}'`.
+
+It prints its URL, then answers each line of its stdin with a line of JSON, until its stdin ends.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.serve.fake_engine import FakeEngine
+from tinycluster.cluster.config import Settings
+from tinycluster.serve import stream
+from tinycluster.serve.app import create_app
+from tinycluster.serve.connection import ConnectionLimits
+from tinycluster.serve.http_server import HttpServer
+from tinycluster.serve.listener import listen, url_of
+from tinycluster.serve.registry import ModelRegistry
+
+WATCHED = ("pickle.find_class", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "import")
+
+
+class Events:
+    """Audit events that no request may cause: connections, processes, unpickling, files opened, modules imported."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.is_on = False
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.is_on and (event in WATCHED or (event == "open" and isinstance(arguments[0], str | bytes | Path))):
+            self.seen.append(f"{event} {arguments!r}"[:200])
+
+
+def engine_of(options: dict[str, Any], running: ExitStack) -> Any:
+    if options.get("engine", "fake") == "fake":
+        return FakeEngine(max_model_len=options.get("max_model_len", 1000))
+    from tinycluster.cluster.launch import start_engine
+
+    settings = Settings.model_validate({"models": [options["model"]], "cluster": {"address": "local"}})
+    engine = start_engine(settings.models[0], settings)
+    running.callback(engine.close)
+    return engine
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    stream.SEND_TIMEOUT_S = options.get("send_timeout_s", stream.SEND_TIMEOUT_S)
+    events, registry = Events(), ModelRegistry()
+    with ExitStack() as running:
+        engine = engine_of(options, running)
+        registry.add(engine)
+        listener = listen("127.0.0.1", 0)
+        if "send_buffer_bytes" in options:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options["send_buffer_bytes"])
+        app = create_app(registry)
+        app.state.allowed_hosts = tuple(options.get("allowed_hosts", ()))
+        server = HttpServer(app, listener, ConnectionLimits(**options.get("limits", {})))
+        running.callback(server.stop)
+        running.callback(server.drain)
+        server.start()
+        print(url_of(listener), flush=True)
+        for line in sys.stdin:
+            print(json.dumps(_answer(line.strip(), engine, events)), flush=True)
+
+
+def _answer(question: str, engine: Any, events: Events) -> Any:
+    if question == "running":
+        return len(engine.running) if isinstance(engine, FakeEngine) else engine.num_running + engine.num_waiting
+    if question == "preemptions":
+        return engine.num_preemptions
+    if question == "watch":
+        events.seen, events.is_on = [], True
+    elif question == "events":
+        events.is_on = False
+        return events.seen
+    return None
+
+
+if __name__ == "__main__":
+    main()
