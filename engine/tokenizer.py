@@ -104,6 +104,10 @@ class Tokenizer:
         line, ids = self.encode("\n", add_special_tokens=False), self.encode("\n" + piece, add_special_tokens=False)
         return ids[len(line) :] if ids[: len(line)] == line else self.encode(piece, add_special_tokens=False)
 
+    def spelling(self, token_id: int) -> str:
+        """The token as the vocabulary writes it, with its own signs for spaces and bytes; empty for an unknown id."""
+        return self._backend.id_to_token(token_id) or ""
+
     def is_special(self, token_id: int) -> bool:
         """Control tokens, which skip_special_tokens leaves out of decoded text."""
         return self._special.get(token_id, False)

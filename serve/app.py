@@ -12,7 +12,6 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-import tinycluster
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError, TinyclusterError
 from tinycluster.serve.body import read_object
@@ -24,7 +23,9 @@ from tinycluster.serve.metrics import add_metrics_routes
 from tinycluster.serve.prompts import chat_prompt, completion_prompts
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
 from tinycluster.serve.registry import ModelRegistry
+from tinycluster.serve.server_state import add_server_routes
 from tinycluster.serve.stream import Chunks, EventStream, Kind
+from tinycluster.serve.tokenize import add_tokenize_routes
 
 
 def create_app(registry: ModelRegistry) -> FastAPI:
@@ -40,6 +41,8 @@ def create_app(registry: ModelRegistry) -> FastAPI:
     _add_status_routes(app, registry)
     _add_generation_routes(app, registry)
     add_metrics_routes(app, registry)
+    add_server_routes(app, registry)
+    add_tokenize_routes(app, registry)
     return app
 
 
@@ -74,10 +77,6 @@ def _add_status_routes(app: FastAPI, registry: ModelRegistry) -> None:
         registry.get(registry.engines[0].name if registry.engines else None)
         await asyncio.gather(*(asyncio.to_thread(engine.check_ready) for engine in registry.engines))
         return JSONResponse({"status": "ready"})
-
-    @app.get("/version")
-    async def version() -> Response:
-        return JSONResponse({"version": tinycluster.__version__})
 
 
 def _add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:

@@ -167,15 +167,23 @@ Body = TypeVar("Body", bound=_Sampling)
 def parse(kind: type[Body], body: Mapping[str, Any]) -> Body:
     """The checked request. RequestError with the field's path in `param`."""
     refuse_unsupported(body)
-    try:
-        request = kind.model_validate(body)
-    except ValidationError as error:
-        raise _first_mistake(error) from None
+    request = validated(kind, body)
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options is allowed only with stream: true", param="stream_options")
     if isinstance(request, CompletionRequest) and len(request.prompt) * request.num_choices > MAX_CHOICES:
         raise RequestError(f"prompt × n must not exceed {MAX_CHOICES} generations", param="n")
     return request
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(kind: type[Model], body: Mapping[str, Any]) -> Model:
+    """The body as a model of this kind. RequestError with the path of the first wrong field in `param`."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise _first_mistake(error) from None
 
 
 _RULES = {

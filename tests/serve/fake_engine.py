@@ -12,8 +12,9 @@ from typing import Any
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.engine.errors import ContextLengthError, QueueFullError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
-from tinycluster.engine.request import FinishReason, SamplingParams
+from tinycluster.engine.request import FinishReason, RequestOptions, SamplingParams
 
+ALONE = RequestOptions()
 USE = CacheUse(num_blocks=8, block_tokens=16, num_free=5, num_used=2, num_cached=1)
 TINY = ModelConfig("llama", 256, 8, 8, 1, 1, 1, 8, 1e-5, 1000)
 
@@ -38,8 +39,17 @@ class ByteTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(token_ids).decode(errors="replace")
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         return self.encode(messages[-1]["content"], add_special_tokens=False)
+
+    def spelling(self, token_id: int) -> str:
+        return chr(token_id)
 
 
 @dataclass
@@ -70,7 +80,9 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self._ids = itertools.count()
 
-    def submit(self, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> FakeGeneration:
+    def submit(
+        self, prompt_token_ids: Sequence[int], sampling: SamplingParams, options: RequestOptions = ALONE
+    ) -> FakeGeneration:
         self.submitted.append(sampling)
         text = bytes(prompt_token_ids).decode(errors="replace")
         if len(prompt_token_ids) >= self.max_model_len:
