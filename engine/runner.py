@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from tinycluster.engine.batch import BatchPacker
+from tinycluster.engine.batch import BatchPacker, Outputs
 from tinycluster.engine.request import Row, SampledToken, StepPlan, StepResult
 from tinycluster.engine.sampler import Sampler
 from tinycluster.engine.spans import SpanRecorder
@@ -19,6 +20,10 @@ class Executor(Protocol):
     """Runs one stage's Program. Logits (O, vocab_size) on every tensor rank of the last stage, None elsewhere."""
 
     def run(self, batch: Batch) -> F32 | None: ...
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """One after the other, the second block of each pair becomes a copy of the first in every layer."""
+        ...
 
     def set_tracing(self, on: bool) -> None: ...
 
@@ -44,16 +49,18 @@ class Runner:
     def run(self, plan: StepPlan) -> StepResult | None:
         """The tokens of a step on the rank that samples, None on the others."""
         with self._spans.span("pack"):
-            batch = self._packer.pack(plan, self._last_tokens)
+            batch, outputs = self._packer.pack(plan, self._last_tokens)
+        if plan.copies:
+            with self._spans.span("copy blocks"):
+                self._executor.copy_blocks(plan.copies)
         logits_OV = self._executor.run(batch)
         if logits_OV is None:
             return None
-        rows = [row for row in plan.rows if row.num_samples]
-        tokens = self._choose(rows, logits_OV)
-        self._last_tokens = {row.request_id: int(token) for row, token in zip(rows, tokens, strict=True)}
+        tokens = self._choose(outputs, logits_OV)
+        self._last_tokens = {row.request_id: int(token) for row, token in zip(outputs.rows, tokens, strict=True)}
         if self._group.rank != 0:
             return None
-        return StepResult(plan.step_id, tuple(map(_sampled, rows, tokens, logits_OV)))
+        return StepResult(plan.step_id, tuple(map(_sampled, outputs.rows, tokens, logits_OV)))
 
     def set_tracing(self, on: bool) -> None:
         self._spans.is_on = on
@@ -63,13 +70,14 @@ class Runner:
         """As an executor's, with what the rank does around its Program."""
         return sorted(self._executor.take_timeline() + self._spans.take(), key=lambda span: span.start_ns)
 
-    def _choose(self, rows: list[Row], logits_OV: F32) -> I64:
+    def _choose(self, outputs: Outputs, logits_OV: F32) -> I64:
+        rows = outputs.rows
         if not rows:
             return np.zeros(0, np.int64)
         dealt = [sampled_rows(len(rows), rank, self._group.size) for rank in range(self._group.size)]
         own = dealt[self._group.rank]
         with self._spans.span("sample"):
-            tokens = self._sampler.sample(logits_OV[own], rows[own])
+            tokens = self._sampler.sample(logits_OV[own], rows[own], outputs.positions[own])
         if self._group.size == 1:
             return tokens
         # A few bytes: the time goes into waiting for the slowest.

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinycluster.engine.request import Row
 from tinycluster.kernels._cpu import Cpu
-from tinycluster.kernels.program import F32, I64, NumericalError
+from tinycluster.kernels.program import F32, I32, I64, NumericalError
 
 
 class Sampler:
@@ -20,12 +20,12 @@ class Sampler:
     def __init__(self, cpu: Cpu) -> None:
         self._cpu = cpu
 
-    def sample(self, logits_OV: F32, rows: Sequence[Row]) -> I64:
-        """One token per row (O,). NumericalError names the first position whose largest logit is not finite."""
+    def sample(self, logits_OV: F32, rows: Sequence[Row], positions_O: I32) -> I64:
+        """The token of each row at its position (O,). NumericalError names the first of which the largest logit is not
+        finite."""
         most = logits_OV.shape[1]
         tokens = np.empty(len(rows), np.int64)
         params = [row.sampling for row in rows]
-        positions = [row.position + len(row.tokens) for row in rows]
         bad_row = self._cpu.sample(
             logits_OV,
             np.array([p.temperature for p in params], np.float64),
@@ -33,9 +33,9 @@ class Sampler:
             np.array([p.top_p for p in params], np.float64),
             np.array([p.min_p for p in params], np.float64),
             np.array([row.seed for row in rows], np.uint64),
-            np.array(positions, np.uint64),
+            positions_O.astype(np.uint64),
             tokens,
         )
         if bad_row is not None:
-            raise NumericalError(f"the logits for position {positions[bad_row]} are not finite")
+            raise NumericalError(f"the logits for position {positions_O[bad_row]} are not finite")
         return tokens

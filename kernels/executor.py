@@ -75,7 +75,7 @@ class NativeExecutor:
         vectors = {name: w for name, w in weights.items() if not isinstance(w, PackedWeight)}
         parts = Parts({name: w.native for name, w in matrices.items()}, vectors, rope, cache.layers, collectives)
         self.cpu = Cpu(num_threads, isa, cores=list(cores))
-        self._output = program.output
+        self._output, self._cache = program.output, cache
         self._plan = NativePlan(self.cpu, optimize(program, shapes, passes), parts)
 
     def run(self, batch: Batch) -> F32 | None:
@@ -99,6 +99,10 @@ class NativeExecutor:
             name, reason, is_collective = failure
             raise CollectiveError(reason) if is_collective else NumericalError(f"{name}: {reason}")
         return None if self._output is None else self._plan.output(self._output, num_outputs)
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """One after the other, the second block of each pair becomes a copy of the first in every layer."""
+        self._cache.copy_blocks(copies)
 
     def set_tracing(self, on: bool) -> None:
         self._plan.native.set_tracing(on)
@@ -148,6 +152,11 @@ class ReferenceExecutor:
         for step, op in self._steps:
             step(op, buffers, batch)
         return None if self._program.output is None else buffers[self._program.output]
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """As NativeExecutor.copy_blocks."""
+        for source, copy in copies:
+            self._keys[:, copy], self._values[:, copy] = self._keys[:, source], self._values[:, source]
 
     def _gather_rows(self, op: p.GatherRows, b: Buffers, batch: Batch) -> None:
         np.take(b[op.x], batch.output_rows, axis=0, out=b[op.out])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,13 +33,19 @@ class PagedCache:
         tiles = (num_blocks, shape.num_heads, block_tokens // LANES)
         key_bytes, value_bytes = self._tile_bytes(shape.head_dim, dtype)
         # All layers in one array: from 4 MiB on numpy asks for huge pages, which a walk over scattered tiles needs.
-        self.keys = list(np.zeros((shape.num_layers, *tiles, key_bytes), np.uint8))
-        self.values = list(np.zeros((shape.num_layers, *tiles, value_bytes), np.uint8))
+        self._all = tuple(np.zeros((shape.num_layers, *tiles, size), np.uint8) for size in (key_bytes, value_bytes))
+        self.keys, self.values = map(list, self._all)
         self.layers = [
             KVCache(keys, values, shape.head_dim, block_tokens, dtype)
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
         """What the native operations of each layer take."""
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """One after the other, the second block of each pair becomes a copy of the first in every layer."""
+        for source, copy in copies:
+            for layers in self._all:
+                layers[:, copy] = layers[:, source]
 
     @staticmethod
     def bytes_per_block(shape: KVShape, block_tokens: int, dtype: KVDtype = "f32") -> int:

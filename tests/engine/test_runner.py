@@ -15,7 +15,7 @@ from tinycluster.engine.runner import Runner
 from tinycluster.engine.sampler import Sampler
 from tinycluster.kernels._cpu import Cpu
 from tinycluster.kernels.executor import Span
-from tinycluster.kernels.program import F32, I64, Batch, NumericalError
+from tinycluster.kernels.program import F32, I32, I64, Batch, NumericalError
 from tinycluster.parallel.communicator import CollectiveError
 from tinycluster.parallel.local import LocalGroup
 
@@ -28,6 +28,9 @@ class NextToken:
 
     def __init__(self, *, is_last_stage: bool = True) -> None:
         self.is_last_stage, self.tokens = is_last_stage, list[list[int]]()
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        self.copies = list(copies)
 
     def set_tracing(self, on: bool) -> None:
         self.is_tracing = on
@@ -48,9 +51,9 @@ class CountingSampler(Sampler):
         super().__init__(Cpu(1))
         self.num_rows = 0
 
-    def sample(self, logits_OV: F32, rows: Sequence[Row]) -> I64:
+    def sample(self, logits_OV: F32, rows: Sequence[Row], positions_O: I32) -> I64:
         self.num_rows += len(rows)
-        return super().sample(logits_OV, rows)
+        return super().sample(logits_OV, rows, positions_O)
 
 
 def row(request_id: int, tokens: tuple[int, ...], *, sample: bool = True, params: SamplingParams = GREEDY) -> Row:
@@ -69,6 +72,27 @@ def test_a_pending_token_is_the_one_that_was_sampled_last() -> None:
     assert executor.tokens == [[2, 3, 8], [9, 4]]
     assert result is not None
     assert [(sample.request_id, sample.token) for sample in result.samples] == [(2, 10), (1, 5)]
+
+
+def test_a_row_with_drafts_samples_after_each_and_the_last_of_them_is_known_to_the_next_step() -> None:
+    executor = NextToken()
+    runner = runner_of(executor, LocalGroup(1), 0)
+    drafts = row(1, (2, 3, 7))._replace(num_samples=3)
+    result = runner.run(StepPlan(0, (drafts, row(2, (8,)))))
+    runner.run(StepPlan(1, (row(1, (PENDING,)), row(2, (PENDING,)))))
+    assert result is not None
+    assert [(sample.request_id, sample.token) for sample in result.samples] == [(1, 3), (1, 4), (1, 8), (2, 9)]
+    assert executor.tokens[1] == [8, 9]
+
+
+def test_blocks_are_copied_before_the_step_that_needs_them() -> None:
+    class Copying(NextToken):
+        def run(self, batch: Batch) -> F32 | None:
+            assert self.copies == [(3, 4), (0, 1)]
+            return super().run(batch)
+
+    runner = runner_of(Copying(), LocalGroup(1), 0)
+    assert runner.run(StepPlan(0, (row(1, (2,)),), copies=((3, 4), (0, 1)))) is not None
 
 
 def test_logits_are_returned_only_where_they_were_asked_for() -> None:

@@ -34,9 +34,13 @@ def row_of(params: SamplingParams, seed: int, position: int) -> Row:
     return Row(0, (5, PENDING), position - 2, (0,), True, params, seed)
 
 
+def sample(sampler: Sampler, logits_OV: F32, rows: list[Row]) -> I64:
+    return sampler.sample(logits_OV, rows, np.array([row.position + 2 for row in rows], np.int32))
+
+
 def draws(logits_V: F32, params: SamplingParams, seed: int, positions: range) -> I64:
     rows = [row_of(params, seed, position) for position in positions]
-    return Sampler(Cpu(1)).sample(np.tile(logits_V, (len(rows), 1)), rows)
+    return sample(Sampler(Cpu(1)), np.tile(logits_V, (len(rows), 1)), rows)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
@@ -56,8 +60,8 @@ def test_each_row_gets_the_token_that_its_own_parameters_seed_and_position_defin
         for row, logits_V in zip(rows, logits_OV, strict=True)
     ]
     sampler = Sampler(Cpu(num_threads))
-    assert sampler.sample(logits_OV, rows).tolist() == expected
-    assert sampler.sample(logits_OV[::-1].copy(), rows[::-1]).tolist() == expected[::-1]
+    assert sample(sampler, logits_OV, rows).tolist() == expected
+    assert sample(sampler, logits_OV[::-1].copy(), rows[::-1]).tolist() == expected[::-1]
     assert len(set(expected)) > 20
 
 
@@ -101,8 +105,8 @@ def test_a_token_depends_on_seed_and_position_and_on_nothing_else() -> None:
     busy = Sampler(Cpu(1))
     mixed = []
     for position in reversed(range(2, 42)):
-        busy.sample(logits_of(1 + 13 * position, seed=position)[None], [row_of(PARAMS[position % 8], position, 3)])
-        mixed += busy.sample(logits_V[None], [row_of(params, 7, position)]).tolist()
+        sample(busy, logits_of(1 + 13 * position, seed=position)[None], [row_of(PARAMS[position % 8], position, 3)])
+        mixed += sample(busy, logits_V[None], [row_of(params, 7, position)]).tolist()
     assert mixed[::-1] == alone
     assert alone != draws(logits_V, params, 8, range(2, 42)).tolist()
     assert len(set(alone)) > 5
@@ -111,7 +115,7 @@ def test_a_token_depends_on_seed_and_position_and_on_nothing_else() -> None:
 def test_the_logits_are_left_as_they_are() -> None:
     logits_OV = np.stack([logits_of(300, seed=1)] * len(PARAMS))
     logits_OV.flags.writeable = False
-    Sampler(Cpu(1)).sample(logits_OV, [row_of(params, 0, 2) for params in PARAMS])
+    sample(Sampler(Cpu(1)), logits_OV, [row_of(params, 0, 2) for params in PARAMS])
 
 
 def test_a_masked_token_is_never_drawn() -> None:
@@ -126,7 +130,7 @@ def test_logits_that_are_not_numbers_are_an_error(value: float) -> None:
     logits_OV[1, 3] = logits_OV[2, 0] = value
     rows = [row_of(SamplingParams(temperature=0), 0, position) for position in (11, 12, 13)]
     with pytest.raises(NumericalError, match="position 12"):
-        Sampler(Cpu(2)).sample(logits_OV, rows)
+        sample(Sampler(Cpu(2)), logits_OV, rows)
 
 
 @pytest.mark.parametrize(

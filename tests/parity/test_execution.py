@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -53,7 +53,11 @@ def reference(config: ModelConfig) -> ReferenceExecutor:
 
 
 def step(
-    executor: NativeExecutor | ReferenceExecutor, tokens: Sequence[int], position: int, output_rows: Sequence[int]
+    executor: NativeExecutor | ReferenceExecutor,
+    tokens: Sequence[int],
+    position: int,
+    output_rows: Sequence[int],
+    blocks: Sequence[int] = BLOCKS,
 ) -> F32:
     """Compute some tokens of the one request; its blocks lie in the cache in no particular order."""
     count = len(tokens)
@@ -62,7 +66,7 @@ def step(
             tokens=np.array(tokens, np.int32),
             positions=np.arange(position, position + count, dtype=np.int32),
             row_start=np.array([0, count], np.int32),
-            block_tables=np.array([BLOCKS], np.int32),
+            block_tables=np.array([blocks], np.int32),
             output_rows=np.array(output_rows, np.int32),
         )
     )
@@ -100,3 +104,16 @@ def test_reference_and_native_executors_give_the_same_bits(case: str) -> None:
     np.testing.assert_array_equal(
         step(native(CASES[case]), tokens, 0, rows), step(reference(CASES[case]), tokens, 0, rows)
     )
+
+
+@pytest.mark.parametrize("make", [native, reference])
+def test_a_request_goes_on_in_a_copy_of_another_ones_block(
+    make: Callable[[ModelConfig], NativeExecutor | ReferenceExecutor],
+) -> None:
+    tokens = read_golden("llama_biases").tokens.tolist()[:12]
+    executor = make(CASES["llama_biases"])
+    expected = step(executor, tokens, 0, [11]).copy()
+    executor.copy_blocks([(BLOCKS[0], 2), (2, 4)])
+    step(executor, tokens[::-1], 0, [11])
+    np.testing.assert_array_equal(step(executor, tokens[-1:], 11, [0], [4]), expected)
+    assert (step(executor, tokens[-1:], 11, [0]) != expected).any()
