@@ -177,15 +177,18 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """Close the connection that has waited for a request the longest, or this one where all are at work."""
-        waiting = [each for each in self.connections if isinstance(each, Connection) and each.waits_until_s is not None]
-        oldest = min(waiting, key=lambda each: each.waits_until_s or 0.0, default=self)
+        waiting = [each for each in self.connections if isinstance(each, Connection) and each.waits_since_s is not None]
+        oldest = min(waiting, key=lambda each: each.waits_since_s or 0.0, default=self)
         oldest.transport.close()
 
     @property
-    def waits_until_s(self) -> float | None:
-        """When the connection is closed for want of a request; None while it is answered."""
-        timer = self.timeout_keep_alive_task or self._timer
-        return None if timer is None or self._is_answering else timer.when()
+    def waits_since_s(self) -> float | None:
+        """Since when there is no request; None while one is answered."""
+        if self._is_answering:
+            return None
+        if self.timeout_keep_alive_task is not None:
+            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
+        return None if self._timer is None else self._timer.when() - self._limits.header_timeout_s
 
 
 def _check_head(version: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:

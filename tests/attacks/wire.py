@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,13 @@ def request(method: str, path: str, *headers: bytes, body: bytes | None = None) 
     return head + b"\r\n" + (body or b"")
 
 
+def refused(reply: Reply, *statuses: int) -> None:
+    """Refused with one of these statuses and the connection closed."""
+    assert reply.status in statuses, reply
+    reply.error()
+    assert reply.is_closed
+
+
 def chunked(pieces: Iterable[bytes]) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
@@ -54,11 +62,9 @@ def chunked(pieces: Iterable[bytes]) -> bytes:
 def exchange(address: tuple[str, int], raw: bytes | Iterable[bytes], *, has_body: bool = True) -> Reply:
     """Send, then read one answer. A server may answer and close before everything is sent."""
     with socket.create_connection(address, timeout=TIMEOUT_S) as connection:
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             for part in (raw,) if isinstance(raw, bytes) else raw:
                 connection.sendall(part)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
         return read_reply(connection, has_body=has_body)
 
 
@@ -66,7 +72,7 @@ def read_reply(connection: socket.socket, *, has_body: bool = True) -> Reply:
     """The next answer. `has_body` False: to a HEAD request."""
     received = b""
     while b"\r\n\r\n" not in received:
-        part = _receive(connection)
+        part = receive(connection)
         if not part:
             return Reply(0, is_closed=True)
         received += part
@@ -77,7 +83,7 @@ def read_reply(connection: socket.socket, *, has_body: bool = True) -> Reply:
     length = int(headers.get("content-length", "-1")) if has_body else 0
     is_closed = False
     while is_closing or (len(body) < length if length >= 0 else not body.endswith(b"0\r\n\r\n")):
-        part = _receive(connection)
+        part = receive(connection)
         if not part:
             is_closed = True
             break
@@ -85,7 +91,8 @@ def read_reply(connection: socket.socket, *, has_body: bool = True) -> Reply:
     return Reply(int(first.split()[1]), headers, body, is_closed)
 
 
-def _receive(connection: socket.socket) -> bytes:
+def receive(connection: socket.socket) -> bytes:
+    """What has come; nothing at the end, which is a reset where the server closed before it had read everything."""
     try:
         return connection.recv(2**16)
     except ConnectionResetError:
