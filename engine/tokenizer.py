@@ -97,6 +97,10 @@ class Tokenizer:
             raise RequestError(error.message, "messages") from error
         return ids
 
+    def encode_within(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after another; control tokens spelled out in it stay text."""
+        return [token_id for piece in pieces(self._foreign.mark(text)) for token_id in self._encode_continuation(piece)]
+
     def _encode_continuation(self, piece: str) -> list[int]:
         """Encode text that does not begin a text: SentencePiece would put a space in front of it."""
         if not self.strips_leading_space:

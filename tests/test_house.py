@@ -41,6 +41,7 @@ HOMES = {
     "yaml": ("serve/", "cluster/config.py"),
     "tokenizers": ("engine/",),
     "jinja2": ("engine/",),
+    "llguidance": ("engine/",),
     "safetensors": ("engine/",),
     "gguf": ("engine/",),
     "huggingface_hub": ("engine/",),
