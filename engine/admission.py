@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinycluster.engine.block_pool import BlockPool
-from tinycluster.engine.errors import ContextLengthError, RequestError
+from tinycluster.engine.errors import ContextLengthError, QueueFullError, RequestError
 from tinycluster.engine.request import SamplingParams
 
 
@@ -18,6 +18,10 @@ class SchedulerLimits:
     each one can have a token in every step.
     step_tokens: tokens computed in one step.
     max_waiting: requests beyond `max_running` that are taken before QueueFullError.
+    max_waiting_tokens: tokens of all waiting requests; the last one taken may exceed it.
+    max_ttft_s: a request that would wait longer for its first token, by what steps have taken, is not taken.
+    patience: requests admitted before one that has waited since, at most, and a quarter more.
+    max_step_ratio: how many times longer than for its decoding requests alone a step may take for the sake of prompts.
     max_pending: 1 to plan a request's next token while the last one is still being computed, 0 to wait for it.
     retry_after_s: what QueueFullError tells the client.
     """
@@ -26,15 +30,21 @@ class SchedulerLimits:
     max_running: int = 64
     step_tokens: int = 512
     max_waiting: int = 256
+    max_waiting_tokens: int = 2**20
+    max_ttft_s: float | None = None
+    patience: int = 256
+    max_step_ratio: float = 2.5
     max_pending: int = 1
     retry_after_s: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_running", "step_tokens", "retry_after_s"):
+        for name in ("max_model_len", "max_running", "step_tokens", "retry_after_s", "patience", "max_waiting_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_waiting < 0:
             raise ValueError(f"max_waiting must not be negative, got {self.max_waiting}")
+        if self.max_step_ratio <= 1:
+            raise ValueError(f"max_step_ratio must be above 1, got {self.max_step_ratio}")
         if self.max_pending not in (0, 1):
             raise ValueError(f"max_pending must be 0 or 1, got {self.max_pending}")
 
@@ -64,3 +74,27 @@ def max_total_tokens(num_prompt_tokens: int, sampling: SamplingParams, limits: S
     if sampling.max_tokens is None:
         return min(limits.max_model_len, pool_limit)
     return min(wanted, limits.max_model_len)
+
+
+def check_queue(
+    num_tokens: int,
+    *,
+    num_requests: int,
+    num_waiting: int,
+    waiting_tokens: int,
+    token_s: float | None,
+    limits: SchedulerLimits,
+) -> None:
+    """QueueFullError if one more request of `num_tokens` would wait behind too much. `token_s` is what a token of a
+    prompt takes, if that is known."""
+    seconds = (waiting_tokens + num_tokens) * (token_s or 0.0)
+    if num_requests >= min(limits.max_running, limits.step_tokens) + limits.max_waiting:
+        reason = f"the server is at its limit of {num_requests} requests, running and waiting"
+    elif num_waiting and waiting_tokens + num_tokens > limits.max_waiting_tokens:
+        reason = f"the server is at its limit of {limits.max_waiting_tokens} waiting tokens"
+    elif num_waiting and limits.max_ttft_s is not None and seconds > limits.max_ttft_s:
+        reason = f"the first token would take {seconds:.0f} s and limits.max_ttft is {limits.max_ttft_s:g} s"
+    else:
+        return
+    # Half of what waits will have been computed by then.
+    raise QueueFullError(f"{reason}; try again later", max(limits.retry_after_s, min(60, round(seconds / 2))))

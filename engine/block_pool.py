@@ -1,15 +1,23 @@
-"""The KV cache as a pool of equal blocks, lent to requests by number. Pure: the memory itself lives in the ranks."""
+"""The KV cache as a pool of equal blocks, lent to requests by number. Pure: the memory itself lives in the ranks.
+
+Blocks whose content is known by a key stay findable when nobody uses them, until their memory is needed: the prefix
+cache is what is left of earlier requests.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+
+from tinycluster.engine.prefix_cache import Prefix, PrefixCache
 
 
 class BlockPool:
     """`num_blocks` blocks of `block_tokens` positions each.
 
-    Conservation law: every block is either free or owned by exactly one request. Blocks are handed out in a fixed
-    order, so equal histories give equal block tables.
+    Conservation law: every block is blank, unused with a content that is known, or owned by at least one request. A
+    block of known content is never written again. Blocks are handed out in a fixed order, so equal histories give equal
+    block tables.
     """
 
     def __init__(self, num_blocks: int, block_tokens: int) -> None:
@@ -18,42 +26,90 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         # The block that was freed last is lent first: its memory is the most likely to be in a processor's cache.
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._is_free = [True] * num_blocks
+        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._num_owners = [0] * num_blocks
+        self._unused: dict[int, None] = {}
+        """Blocks of known content that nobody owns, the least recently used first."""
+        self._cache = PrefixCache()
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that can be lent."""
+        return len(self._blank) + len(self._unused)
+
+    @property
+    def num_cached(self) -> int:
+        """Of the free blocks, those whose content is known."""
+        return len(self._unused)
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - len(self._free)
+        return self.num_blocks - self.num_free
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks hold `num_tokens` positions."""
         return -(-num_tokens // self.block_tokens)
 
     def allocate(self, num_blocks: int) -> tuple[int, ...] | None:
-        """`num_blocks` different free blocks, or None (and nothing taken) when there are fewer."""
-        if num_blocks > len(self._free):
+        """`num_blocks` different free blocks, or None (and nothing taken) when there are fewer.
+
+        Blank ones first, then those of known content that were used least recently, which are forgotten.
+        """
+        if num_blocks > self.num_free:
             return None
-        blocks = tuple(self._free.pop() for _ in range(num_blocks))
+        blocks = tuple(self._blank.pop() if self._blank else self._evict() for _ in range(num_blocks))
         for block in blocks:
-            self._is_free[block] = False
+            self._num_owners[block] = 1
         return blocks
 
-    def free(self, blocks: Iterable[int]) -> None:
-        """Take back blocks. ValueError for a block that is not lent."""
+    def find(self, prefix: Prefix) -> tuple[int, Prefix] | None:
+        """A block with this content, to be shared at once, and the prefix as it was remembered."""
+        return self._cache.find(prefix)
+
+    def num_unused(self, blocks: Iterable[int]) -> int:
+        """How many of these nobody owns, so that to share them makes fewer free."""
+        return sum(self._num_owners[block] == 0 for block in blocks)
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Blocks of known content get one more owner."""
         for block in blocks:
-            if not 0 <= block < self.num_blocks or self._is_free[block]:
+            self._unused.pop(block, None)
+            self._num_owners[block] += 1
+
+    def remember(self, prefix: Prefix, block: int) -> Prefix:
+        """The content of an owned block, which is written once all steps planned so far have run. As PrefixCache.add"""
+        return self._cache.add(prefix, block)
+
+    def free(self, blocks: Sequence[int]) -> None:
+        """Take back blocks of one owner. ValueError for a block that is not lent."""
+        # The last block of a prompt is worth less than the first, without which it is never found: it goes first.
+        for block in reversed(blocks):
+            if not 0 <= block < self.num_blocks or self._num_owners[block] == 0:
                 raise ValueError(f"block {block} is not lent")
-            self._is_free[block] = True
-            self._free.append(block)
+            self._num_owners[block] -= 1
+            if self._num_owners[block] > 0:
+                continue
+            if self._cache.knows(block):
+                self._unused[block] = None
+            else:
+                self._blank.append(block)
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """AssertionError unless the free blocks and the owners' `tables` together hold every block exactly once."""
-        owned = [block for table in tables for block in table]
-        assert sorted(self._free + owned) == list(range(self.num_blocks)), (
-            f"{len(self._free)} free and {len(owned)} owned blocks are not the {self.num_blocks} blocks of the pool"
+        """AssertionError unless every block is blank, unused or in as many of the owners' `tables` as it has owners."""
+        owners = Counter(block for table in tables for block in table)
+        assert [owners[block] for block in range(self.num_blocks)] == self._num_owners, (
+            "a block's owners are not counted right"
         )
-        assert all(self._is_free[block] for block in self._free), "a free block is marked as lent"
+        assert sorted([*self._blank, *self._unused, *owners]) == list(range(self.num_blocks)), (
+            f"{len(self._blank)} blank, {len(self._unused)} unused and {len(owners)} owned blocks are not the "
+            f"{self.num_blocks} blocks of the pool"
+        )
+        assert all(self._cache.knows(block) for block in self._unused), "an unused block has no content"
+        assert not any(self._cache.knows(block) for block in self._blank), "a blank block has a content"
+        self._cache.check()
+
+    def _evict(self) -> int:
+        block = next(iter(self._unused))
+        del self._unused[block]
+        self._cache.forget(block)
+        return block

@@ -2,54 +2,67 @@
 
 There is no prefill phase and no decode phase. Every request has `num_tokens`, known or pending, and `num_computed`;
 a step moves requests toward equality within a budget of tokens. A long prompt takes several steps (chunked prefill);
-a preempted request falls back to zero computed tokens and catches up.
+what the prefix cache knows counts as computed; drafts are computed beyond what is known and taken back where they were
+wrong; a preempted request falls back to what the cache still knows and catches up.
 
-Requests are always in order of arrival: first the running ones, which hold blocks, then the waiting ones. The oldest
-running request can take blocks from all others, so it always advances, and so every request ends.
+Running requests, which hold blocks, are in order of place: those that were passed over too often, then by priority,
+then by arrival. The first of them can take blocks from all others, so it always advances, and so every request ends.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 
-from tinycluster.engine.admission import SchedulerLimits, max_total_tokens
+from tinycluster.engine.admission import SchedulerLimits, check_queue, max_total_tokens
 from tinycluster.engine.block_pool import BlockPool
-from tinycluster.engine.errors import QueueFullError
+from tinycluster.engine.block_tables import BlockTables
+from tinycluster.engine.prefix_cache import root
 from tinycluster.engine.request import (
-    FinishReason,
+    Constraint,
+    RequestOptions,
     RequestOutput,
     Row,
-    SampledToken,
     SamplingParams,
     StepPlan,
     StepResult,
 )
 from tinycluster.engine.scheduled_request import ScheduledRequest
+from tinycluster.engine.speculation import Speculation, best_num_drafts
 from tinycluster.engine.step_budget import StepBudget, step_budget
+from tinycluster.engine.step_outputs import StepInFlight, is_reported, outputs_of
+from tinycluster.engine.step_times import StepTimes
+from tinycluster.engine.waiting_queue import WaitingQueue
 
 __all__ = ["RequestOutput", "Scheduler", "SchedulerLimits"]
 
-
-@dataclass(frozen=True, slots=True)
-class StepInFlight:
-    """A planned step and the requests that it samples for, in row order."""
-
-    step_id: int
-    num_tokens: int
-    sampled: tuple[ScheduledRequest, ...]
+MIN_CHUNK_TOKENS = 4
+"""A prompt advances by so many tokens in a step at least."""
+PROMPT_LOGPROBS_TOKENS = 64
+"""Tokens of a step whose logits over the whole vocabulary are wanted at the same time."""
+_ALONE = RequestOptions()
 
 
 class Scheduler:
     """Steps are planned and updated in order; several may be in flight.
 
     `micro_batches` is the number of pipeline stages: that many steps are made to share the work, so that all stages
-    have some. The caller keeps as many steps in flight.
+    have some. The caller keeps as many steps in flight. `window` is how many positions every layer sees. The digest of
+    the model is part of the prefix cache's keys; without it there is no prefix cache.
     """
 
     def __init__(
-        self, *, pool: BlockPool, limits: SchedulerLimits, eos_token_ids: Collection[int], micro_batches: int = 1
+        self,
+        *,
+        pool: BlockPool,
+        limits: SchedulerLimits,
+        eos_token_ids: Collection[int],
+        micro_batches: int = 1,
+        window: int | None = None,
+        model_digest: str | None = None,
+        speculates: bool = False,
+        client_weights: Mapping[str, float] = {},
     ) -> None:
         if micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, got {micro_batches}")
@@ -57,12 +70,18 @@ class Scheduler:
         self._limits = limits
         self._eos_token_ids = frozenset(eos_token_ids)
         self._micro_batches = micro_batches
+        self._model_digest, self._speculates = model_digest or "", speculates
+        self._tables = BlockTables(pool, window=window, has_prefix_cache=model_digest is not None)
         self._max_running = min(limits.max_running, limits.step_tokens)
         self._requests: dict[int, ScheduledRequest] = {}
         self._running: list[ScheduledRequest] = []
-        self._waiting: deque[ScheduledRequest] = deque()
+        self._waiting = WaitingQueue(limits.patience, client_weights)
+        self._advanced_prompts: list[ScheduledRequest] = []
         self._in_flight: deque[StepInFlight] = deque()
+        self._ended: list[int] = []
+        self._times = StepTimes()
         self._next_step_id = 0
+        self._num_arrivals = 0
         self._num_preemptions = 0
 
     @property
@@ -71,12 +90,16 @@ class Scheduler:
         return self._pool
 
     @property
+    def pool(self) -> BlockPool:
+        return self._pool
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._requests) - len(self._running)
 
     @property
     def num_in_flight(self) -> int:
@@ -88,19 +111,56 @@ class Scheduler:
         """How often a request has lost its blocks since the start."""
         return self._num_preemptions
 
-    def add(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, seed: int) -> None:
-        """Take a request. QueueFullError, ContextLengthError, or RequestError where it could never fit the cache."""
+    def add(
+        self,
+        request_id: int,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        seed: int,
+        options: RequestOptions = _ALONE,
+        *,
+        constraint: Constraint | None = None,
+        parent_id: int | None = None,
+    ) -> None:
+        """Take a request. QueueFullError, ContextLengthError, or RequestError where it could never fit the cache.
+
+        With a parent, whose prompt must be the same, it waits until that prompt is computed and shares its blocks.
+        """
         if request_id in self._requests:
             raise ValueError(f"request {request_id} is already here")
         limit = max_total_tokens(len(prompt), sampling, self._limits, self._pool)
-        if len(self._requests) >= self._max_running + self._limits.max_waiting:
-            raise QueueFullError(
-                f"the server is at its limit of {len(self._requests)} requests, running and waiting; try again later",
-                self._limits.retry_after_s,
-            )
-        request = ScheduledRequest(request_id, list(prompt), sampling, seed, limit)
+        check_queue(
+            len(prompt),
+            num_requests=len(self._requests),
+            num_waiting=self.num_waiting,
+            waiting_tokens=self._waiting.num_tokens,
+            token_s=self._times.token_s,
+            limits=self._limits,
+        )
+        request = ScheduledRequest(
+            request_id,
+            list(prompt),
+            sampling,
+            seed,
+            limit,
+            self._num_arrivals,
+            [root(self._model_digest, options.cache_salt)],
+            options.priority,
+            options.client,
+            constraint,
+            Speculation() if self._may_speculate(sampling, constraint) else None,
+            reports_progress=options.report_progress,
+        )
+        self._num_arrivals += 1
         self._requests[request_id] = request
-        self._waiting.append(request)
+        self._waiting.enter(request)
+        parent = None if parent_id is None else self._requests.get(parent_id)
+        if parent is not None and not parent.is_prompt_settled:
+            request.state, request.parent = "held", parent
+            parent.children.append(request)
+        else:
+            request.parent = parent
+            self._waiting.put(request)
 
     def abort(self, request_id: int) -> None:
         """End a request in any state; its blocks are free at once. An id that has ended already is ignored."""
@@ -110,41 +170,78 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step, or None when nothing can be computed before an update or a new request."""
+        self._settle_prompts()
         budget = self._budget()
         num_preemptions = self._num_preemptions
-        rows = self._advance_running(budget)
+        rows = self._advance_running(budget, decodes=True)
+        num_decodes = len(rows)
+        self._limit_prompts(budget, num_decodes)
+        rows += self._advance_running(budget, decodes=False)
         # Who has just lost blocks would only take them back.
         if self._num_preemptions == num_preemptions:
             self._admit_waiting(budget, rows)
         if not rows:
             return None
-        plan = StepPlan(self._next_step_id, tuple(rows))
-        sampled = tuple(self._requests[row.request_id] for row in rows if row.num_samples)
-        self._in_flight.append(StepInFlight(plan.step_id, plan.num_tokens, sampled))
+        plan = StepPlan(self._next_step_id, tuple(rows), self._tables.take_copies(), tuple(self._ended))
+        self._ended.clear()
+        reported = tuple((request, row) for row in rows if is_reported(request := self._requests[row.request_id], row))
+        self._in_flight.append(StepInFlight(plan.step_id, plan.num_tokens, num_decodes, reported))
         self._next_step_id += 1
         return plan
 
-    def update(self, result: StepResult) -> tuple[RequestOutput, ...]:
+    def update(self, result: StepResult, seconds: float | None = None) -> tuple[RequestOutput, ...]:
         """Take the tokens of the oldest step in flight; an output for every request that is still here, in row order.
 
-        ValueError when `result` is not the result of that step.
+        `seconds` is what the step took, if that is known. ValueError when `result` is not the result of that step.
         """
-        self._check_result(result)
+        if not self._in_flight or self._in_flight[0].step_id != result.step_id:
+            expected = self._in_flight[0].step_id if self._in_flight else "none"
+            raise ValueError(f"result of step {result.step_id}, expected step: {expected}")
+        outputs = outputs_of(self._in_flight[0], result, self._eos_token_ids)
         step = self._in_flight.popleft()
-        return tuple(
-            self._accept(request, sample)
-            for request, sample in zip(step.sampled, result.samples, strict=True)
-            if request.state != "ended"
-        )
+        if seconds is not None:
+            self._times.observe(step.num_decodes, step.num_tokens - step.num_decodes, seconds)
+        for output in outputs:
+            request = self._requests[output.request_id]
+            if output.finish_reason is not None:
+                self._end(request)
+            elif request.state == "running":
+                self._tables.remember(request)
+                self._tables.drop_unreached(request)
+                if request.speculation is not None:
+                    request.speculation.look(request.tokens)
+        return outputs
 
     def check(self) -> None:
         """AssertionError unless blocks and requests are consistent. For tests; costs a pass over everything."""
-        assert [*self._running, *self._waiting] == list(self._requests.values()), "requests are out of order"
-        self._pool.check(request.blocks for request in self._requests.values())
+        held = [child for request in self._requests.values() for child in request.children]
+        everyone = [*self._running, *self._waiting, *held]
+        assert {request.request_id for request in everyone} == set(self._requests), "a request is lost"
+        assert len(everyone) == len(self._requests), "a request is in two places"
+        assert self._running == sorted(self._running, key=_place), "running requests are out of order"
+        assert self._waiting.num_tokens == sum(request.num_queued for request in self._waiting)
+        self._pool.check(request.owned_blocks for request in self._requests.values())
         for request in self._requests.values():
-            assert request.state == ("running" if request in self._running else "waiting")
+            assert (request.state == "running") == (request in self._running)
+            assert (request.state == "held") == (request in held)
             assert len(request.blocks) >= self._pool.blocks_for(request.num_computed)
             assert request.state == "running" or not request.blocks
+
+    def _may_speculate(self, sampling: SamplingParams, constraint: Constraint | None) -> bool:
+        """Not where a token's logits depend on those before it by rules: the ranks verify all drafts at once."""
+        has_rules = sampling.needs_history or sampling.min_tokens > 0 or constraint is not None
+        return self._speculates and not has_rules and sampling.prompt_logprobs is None
+
+    def _settle_prompts(self) -> None:
+        """What the last step computes of prompts can be used by the next one."""
+        for request in self._advanced_prompts:
+            if request.state == "running":
+                self._tables.remember(request)
+                self._tables.drop_unreached(request)
+                if request.is_prompt_computed:
+                    request.is_prompt_settled = True
+                    self._release_children(request)
+        self._advanced_prompts.clear()
 
     def _budget(self) -> StepBudget:
         return step_budget(
@@ -155,116 +252,126 @@ class Scheduler:
             micro_batches=self._micro_batches,
         )
 
-    def _advance_running(self, budget: StepBudget) -> list[Row]:
+    def _limit_prompts(self, budget: StepBudget, num_decodes: int) -> None:
+        """Who decodes must not wait much longer because a long prompt is computed in the same step."""
+        most = self._times.tokens_within(num_decodes, self._limits.max_step_ratio)
+        if most is not None:
+            budget.limit_others(max(most, MIN_CHUNK_TOKENS))
+
+    def _advance_running(self, budget: StepBudget, *, decodes: bool) -> list[Row]:
+        """Rows of the running requests that decode, or of those that have more than one token to compute."""
         rows: list[Row] = []
         step_id, max_pending = self._next_step_id, self._limits.max_pending
         for request in self._running_order():
             if budget.num_tokens == 0:
                 break
+            if (request.num_uncomputed == 1) != decodes or request.last_step_id == step_id:
+                continue
             if request.state != "running" or not request.can_advance(step_id, max_pending):
                 continue
-            num_uncomputed = request.num_uncomputed
-            num_tokens = budget.share_of(num_uncomputed)
+            num_tokens = budget.share_of(self._wanted_tokens(request))
             if num_tokens and self._make_room(request):
-                budget.spend(num_tokens, is_decode=num_uncomputed == 1)
-                rows.append(request.advance(num_tokens, step_id))
+                drafts = self._drafts(request, budget) if decodes and request.speculation else ()
+                budget.spend(num_tokens + len(drafts), is_decode=decodes)
+                rows.append(self._advance(request, num_tokens, drafts))
         return rows
 
     def _running_order(self) -> Sequence[ScheduledRequest]:
-        """Oldest first; where a step takes only a share of the requests, those that have waited longest first."""
+        """The first in place first; where a step takes only a share, those that have waited longest first."""
         if self._micro_batches == 1:
             return tuple(self._running)
         return sorted(self._running, key=lambda request: request.last_step_id)
 
-    def _make_room(self, request: ScheduledRequest) -> bool:
-        """Give the request the block it lacks, if any, from the pool or from the newest request.
+    def _wanted_tokens(self, request: ScheduledRequest) -> int:
+        if request.sampling.prompt_logprobs is not None and not request.is_prompt_computed:
+            return min(request.num_uncomputed, PROMPT_LOGPROBS_TOKENS)
+        return request.num_uncomputed
 
-        The newest request waits for one. So does a request when the newest is already part of this step.
+    def _advance(self, request: ScheduledRequest, num_tokens: int, drafts: tuple[int, ...] = ()) -> Row:
+        row = request.advance(num_tokens, self._next_step_id, drafts)
+        self._waiting.serve(request.client, len(row.tokens))
+        if row.position < request.num_prompt_tokens:
+            self._advanced_prompts.append(request)
+        return row
+
+    def _drafts(self, request: ScheduledRequest, budget: StepBudget) -> tuple[int, ...]:
+        """Guesses that make this step give more tokens per second, as far as steps that were run tell."""
+        assert request.speculation is not None
+        # The last token of a request is never computed, and the one before it would be the last draft.
+        most = min(request.max_total_tokens - request.num_tokens - 1, budget.num_tokens - 1)
+        guesses = request.speculation.drafts(most)
+        if not guesses:
+            return ()
+        count = best_num_drafts(request.speculation.acceptance, len(guesses), self._times, len(self._running))
+        # Not worth another request's blocks.
+        if count == 0 or not self._tables.extend(request, request.num_tokens + count):
+            request.speculation.pause(request.num_tokens)
+            return ()
+        return guesses[:count]
+
+    def _make_room(self, request: ScheduledRequest) -> bool:
+        """Give the request the block it lacks, if any, from the pool or from the last running request.
+
+        The last one waits for one. So does a request when the last is already part of this step.
         """
-        missing = self._pool.blocks_for(request.num_tokens) - len(request.blocks)
-        if missing <= 0:
-            return True
-        while (blocks := self._pool.allocate(missing)) is None:
-            newest = self._running[-1]
-            if newest is request or newest.last_step_id == self._next_step_id:
+        while not self._tables.extend(request, request.num_tokens):
+            last = self._running[-1]
+            if last is request or last.last_step_id == self._next_step_id:
                 return False
-            self._preempt(newest)
-        request.blocks += blocks
+            self._preempt(last)
         return True
 
     def _preempt(self, request: ScheduledRequest) -> None:
-        """Take a request's blocks; it stands first in the queue and computes everything again."""
+        """Take a request's blocks; it waits in its old place and computes again what the prefix cache forgets."""
         assert self._running.pop() is request
-        self._waiting.appendleft(request)
-        self._release(request)
+        self._tables.release(request)
+        self._release_children(request)
+        self._forget(request)
         request.state = "waiting"
+        self._waiting.put(request)
         self._num_preemptions += 1
 
     def _admit_waiting(self, budget: StepBudget, rows: list[Row]) -> None:
-        while self._waiting and budget.num_tokens > 0 and len(self._running) < self._max_running:
-            request = self._waiting[0]
-            if not self._can_admit(request):
+        while budget.num_tokens > 0 and len(self._running) < self._max_running:
+            request = self._waiting.first()
+            # A preempted request of which a token is in flight: its input would be unknown to later steps.
+            if request is None or request.num_pending or not self._tables.admit(request, len(self._running)):
                 return
-            self._running.append(self._waiting.popleft())
+            self._waiting.admit(request)
+            insort(self._running, request, key=_place)
             request.state = "running"
-            num_tokens = min(request.num_tokens, budget.num_tokens)
+            num_tokens = min(self._wanted_tokens(request), budget.num_tokens)
             budget.spend(num_tokens, is_decode=False)
-            rows.append(request.advance(num_tokens, self._next_step_id))
+            rows.append(self._advance(request, num_tokens))
 
-    def _can_admit(self, request: ScheduledRequest) -> bool:
-        """Not a preempted request of which a token is still in flight: its input would be unknown to later steps."""
-        return request.num_pending == 0 and self._allocate_all(request)
-
-    def _allocate_all(self, request: ScheduledRequest) -> bool:
-        """Blocks for all tokens of the request, so that a half-computed prompt never waits for one.
-
-        One block for each running request is left: they will need it first, and would take it back.
-        """
-        num_blocks = self._pool.blocks_for(request.num_tokens)
-        if num_blocks + len(self._running) > self._pool.num_free:
-            return False
-        blocks = self._pool.allocate(num_blocks)
-        assert blocks is not None
-        request.blocks = blocks
-        return True
-
-    def _check_result(self, result: StepResult) -> None:
-        if not self._in_flight or self._in_flight[0].step_id != result.step_id:
-            expected = self._in_flight[0].step_id if self._in_flight else "none"
-            raise ValueError(f"result of step {result.step_id}, expected step: {expected}")
-        expected_ids = [request.request_id for request in self._in_flight[0].sampled]
-        if [sample.request_id for sample in result.samples] != expected_ids:
-            raise ValueError(f"step {result.step_id} must sample for requests {expected_ids}")
-
-    def _accept(self, request: ScheduledRequest, sample: SampledToken) -> RequestOutput:
-        request.num_pending -= 1
-        request.tokens.append(sample.token)
-        finish_reason, stop_reason = self._finish(request, sample.token)
-        if finish_reason is not None:
-            self._end(request)
-        logits = () if sample.logits is None else (sample.logits,)
-        return RequestOutput(request.request_id, (sample.token,), finish_reason, stop_reason, logits)
-
-    def _finish(self, request: ScheduledRequest, token: int) -> tuple[FinishReason | None, int | None]:
-        if token in self._eos_token_ids and not request.sampling.ignore_eos:
-            return "stop", None
-        if token in request.sampling.stop_token_ids:
-            return "stop", token
-        if len(request.tokens) >= request.max_total_tokens:
-            return "length", None
-        return None, None
+    def _release_children(self, parent: ScheduledRequest) -> None:
+        """Let those wait for blocks that were held until their prompt is computed, or will not be."""
+        for child in parent.children:
+            child.state = "waiting"
+            self._waiting.put(child)
+        parent.children.clear()
 
     def _end(self, request: ScheduledRequest) -> None:
         if request.state == "running":
+            self._tables.remember(request)
             self._running.remove(request)
+        elif request.state == "held":
+            assert request.parent is not None
+            request.parent.children.remove(request)
         else:
             self._waiting.remove(request)
-        self._release(request)
+        self._tables.release(request)
+        self._release_children(request)
+        self._forget(request)
         request.state = "ended"
+        self._waiting.leave(request)
         del self._requests[request.request_id]
 
-    def _release(self, request: ScheduledRequest) -> None:
-        """A step in flight may still write to these blocks; it does so before the step of any new owner."""
-        self._pool.free(request.blocks)
-        request.blocks = ()
-        request.num_computed = 0
+    def _forget(self, request: ScheduledRequest) -> None:
+        """The ranks hold what they were told of a request until they hear that it has left."""
+        if request.last_step_id >= 0:
+            self._ended.append(request.request_id)
+
+
+def _place(request: ScheduledRequest) -> tuple[bool, int, int]:
+    return request.place

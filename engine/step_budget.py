@@ -25,6 +25,10 @@ class StepBudget:
             return 0
         return min(num_uncomputed, self.num_tokens)
 
+    def limit_others(self, num_tokens: int) -> None:
+        """No more than this for what does not decode."""
+        self.num_tokens = min(self.num_tokens, num_tokens)
+
     def spend(self, num_tokens: int, *, is_decode: bool) -> None:
         self.num_tokens -= num_tokens
         self.num_decodes -= is_decode
@@ -45,7 +49,7 @@ def step_budget(
     """
     if micro_batches == 1:
         return StepBudget(step_tokens, len(running))
-    uncomputed = [request.num_uncomputed for request in running]
+    uncomputed = [max(request.num_uncomputed, 0) for request in running]
     # Every waiting request has a token at least, so no more of them can matter.
     waiting_tokens = sum(request.num_tokens for request in islice(waiting, step_tokens))
     share = _divide_up(sum(uncomputed) + waiting_tokens + in_flight_tokens, micro_batches)

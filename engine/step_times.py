@@ -1,0 +1,52 @@
+"""What steps take, learned from those that were run: the size of a chunk of a prompt, the number of drafts and the time
+that a request would wait follow from it. Pure: the durations are passed in.
+"""
+
+from __future__ import annotations
+
+NEWEST = 0.1
+"""The share of the newest step in an average."""
+MIN_EXTRA_TOKENS = 4
+"""Of fewer tokens beside the decoding ones, the time is lost in the noise."""
+
+
+class StepTimes:
+    """Seconds of a step: of its decoding rows by their number, and what every further token adds."""
+
+    def __init__(self) -> None:
+        self._decode_s: dict[int, float] = {}
+        """By the number of bits of the number of decoding rows."""
+        self._token_s: float | None = None
+
+    def observe(self, num_decodes: int, num_others: int, seconds: float) -> None:
+        """A step of `num_decodes` rows that decode and of `num_others` further tokens."""
+        if num_others == 0:
+            bits = num_decodes.bit_length()
+            self._decode_s[bits] = _average(self._decode_s.get(bits), seconds)
+        elif num_others >= MIN_EXTRA_TOKENS:
+            base_s = self.decode_s(num_decodes) or 0.0
+            self._token_s = _average(self._token_s, max(seconds - base_s, 0.0) / num_others)
+
+    def decode_s(self, num_decodes: int) -> float | None:
+        """A step of decoding rows alone: of the nearest number that was seen. None before any was."""
+        if num_decodes == 0:
+            return 0.0
+        bits = num_decodes.bit_length()
+        nearest = min(self._decode_s, key=lambda seen: abs(seen - bits), default=None)
+        return None if nearest is None else self._decode_s[nearest]
+
+    @property
+    def token_s(self) -> float | None:
+        """A token of a prompt, or a draft. None before any was seen."""
+        return self._token_s
+
+    def tokens_within(self, num_decodes: int, ratio: float) -> int | None:
+        """How many further tokens let a step take `ratio` times as long as its decoding rows alone; None if unknown."""
+        base_s = self.decode_s(num_decodes)
+        if num_decodes == 0 or not base_s or not self._token_s:
+            return None
+        return int((ratio - 1) * base_s / self._token_s)
+
+
+def _average(old: float | None, new: float) -> float:
+    return new if old is None else old + NEWEST * (new - old)
