@@ -74,7 +74,12 @@ def draw(
         stages = mesh.stage_layers(config.num_hidden_layers, head_cost=_head_cost(config))
     except ValueError as error:
         raise ConfigError(f"{model.name}: {error}") from None
-    max_model_len = model.limits.max_model_len or min(config.max_position_embeddings, DEFAULT_MAX_MODEL_LEN)
+    max_model_len = model.limits.max_model_len or min(config.max_context, DEFAULT_MAX_MODEL_LEN)
+    if max_model_len > config.max_context:
+        raise ConfigError(
+            f"limits.max_model_len of {model.name} must be at most {config.max_context}, the positions that the model "
+            f"is made for, got {max_model_len}"
+        )
     return Blueprint(
         name=model.name,
         path=path,
@@ -99,7 +104,13 @@ def scheduler_limits(model: ModelSettings, blueprint: Blueprint) -> SchedulerLim
     limits = model.limits
     max_pending = 1 if blueprint.mesh.pipeline == 1 else 0
     return SchedulerLimits(
-        blueprint.max_model_len, limits.max_running, limits.step_tokens, limits.max_waiting, max_pending
+        blueprint.max_model_len,
+        limits.max_running,
+        limits.step_tokens,
+        limits.max_waiting,
+        limits.max_waiting_tokens,
+        limits.max_ttft_s,
+        max_pending=max_pending,
     )
 
 

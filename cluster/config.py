@@ -74,6 +74,9 @@ class KVCacheSettings(_Section):
     """How keys and values are held. f32 keeps them as computed; bf16 takes a half and q8 somewhat over a quarter of its
     memory, and long contexts decode faster for it. Each gives the same bits on every mesh."""
 
+    prefix_cache: bool = True
+    """Whether prompts that begin alike share what was computed of them, also after their requests have ended."""
+
     @field_validator("block_tokens")
     @classmethod
     def _check_power_of_two(cls, value: int) -> int:
@@ -90,6 +93,10 @@ class LimitsSettings(_Section):
     """Tokens computed in one step over all requests: longer prompts are prefilled in chunks."""
     max_waiting: int = Field(default=256, ge=0)
     """Requests that may wait for a place; one more is answered with 429."""
+    max_waiting_tokens: int = Field(default=2**20, ge=1)
+    """Tokens of all prompts that wait; a request beyond them is answered with 429."""
+    max_ttft_s: float | None = Field(default=None, gt=0, alias="max_ttft")
+    """Seconds: who would wait longer for the first token, by what steps took so far, is answered with 429."""
 
 
 class ModelSettings(_Section):
@@ -106,6 +113,8 @@ class ModelSettings(_Section):
     device: Literal["cpu", "cuda"] = "cpu"
     kv_cache: KVCacheSettings = KVCacheSettings()
     limits: LimitsSettings = LimitsSettings()
+    speculation: Literal["off", "ngram"] = "off"
+    """ngram guesses text that repeats itself or its prompt and verifies several tokens at once: same answer, sooner."""
     threads: int | Literal["auto"] = "auto"
     """Threads of each rank; auto shares the cores of a machine among its ranks."""
     pin: bool = True

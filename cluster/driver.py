@@ -14,21 +14,30 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from tinycluster.cluster.generation import Delta as Delta
 from tinycluster.cluster.generation import Generation as Generation
 from tinycluster.cluster.generation import HandOver, TextAssembler
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, READY_WINDOW_S, SilentRank, Watch
+from tinycluster.cluster.live import Deadlines, LiveRequest
 from tinycluster.cluster.messages import EncodedTimeline, RankFailure, SetTracing
+from tinycluster.cluster.model_card import ModelCard
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.cluster.timeline import Timeline, decode_timeline
 from tinycluster.engine.detokenizer import Detokenizer
-from tinycluster.engine.errors import QueueFullError, TinyclusterError, UnavailableError
+from tinycluster.engine.errors import DeadlineError, QueueFullError, TinyclusterError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
-from tinycluster.engine.request import RequestOptions, RequestOutput, SamplingParams, StepResult
+from tinycluster.engine.request import (
+    FinishReason,
+    RequestOptions,
+    RequestOutput,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+)
 from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.parallel.mesh import Mesh
@@ -39,17 +48,6 @@ OnFailure = Callable[[UnavailableError], None]
 _SEED_BITS = 64
 _TIMELINE_TIMEOUT_S = 30.0
 _ALONE = RequestOptions()
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What the API may know of a model."""
-
-    name: str
-    config: ModelConfig
-    tokenizer: Tokenizer
-    mesh: Mesh
-    max_model_len: int
 
 
 class Engine:
@@ -72,7 +70,10 @@ class Engine:
         self.statistics = EngineStatistics(max_model_len=model.max_model_len)
         self._watch = Watch(ranks.size, step_timeout_s, ranks.heartbeats, time.monotonic())
         self._lock = threading.Lock()  # guards the scheduler, the table of requests and the failure
-        self._requests: dict[int, tuple[Generation, TextAssembler]] = {}
+        self._requests: dict[int, LiveRequest] = {}
+        self._deadlines = Deadlines()
+        self._sent_s: deque[float] = deque()
+        self._last_result_s = 0.0
         self._failure: UnavailableError | None = None
         self._ids = itertools.count()
         self._hand_over = HandOver()
@@ -124,7 +125,9 @@ class Engine:
         """The blocks of the KV cache, all counted at one moment."""
         with self._lock:
             pool = self._scheduler.pool
-            return CacheUse(pool.num_blocks, pool.block_tokens, pool.num_free, pool.num_used)
+            return CacheUse(
+                pool.num_blocks, pool.block_tokens, pool.num_free - pool.num_cached, pool.num_used, pool.num_cached
+            )
 
     def submit(
         self, prompt_token_ids: Sequence[int], sampling: SamplingParams, options: RequestOptions = _ALONE
@@ -138,22 +141,48 @@ class Engine:
         """Queue several answers to one prompt, which is computed once; all of them or, with an error as of `submit`,
         none."""
         assemblers = [self._assembler(sampling) for sampling in choices]
-        generations: list[Generation] = []
+        added: list[LiveRequest] = []
         with self._lock:
             self._raise_if_failed()
             try:
                 for sampling, assembler in zip(choices, assemblers, strict=True):
-                    generation = Generation(next(self._ids), self._abort)
-                    self._scheduler.add(generation.request_id, prompt_token_ids, sampling, _seed_of(sampling))
-                    self._requests[generation.request_id] = (generation, assembler)
-                    generations.append(generation)
-            except TinyclusterError:
-                for generation in generations:
-                    del self._requests[generation.request_id]
-                    self._scheduler.abort(generation.request_id)
+                    parent_id = added[0].generation.request_id if added else None
+                    added.append(self._add(prompt_token_ids, sampling, assembler, options, parent_id))
+            except TinyclusterError as error:
+                if isinstance(error, QueueFullError):
+                    self.statistics.rejected()
+                for live in added:
+                    del self._requests[live.generation.request_id]
+                    self._scheduler.abort(live.generation.request_id)
                 raise
         self._inbox.put(None)
-        return generations
+        return [live.generation for live in added]
+
+    def _add(
+        self,
+        prompt_token_ids: Sequence[int],
+        sampling: SamplingParams,
+        assembler: TextAssembler,
+        options: RequestOptions,
+        parent_id: int | None,
+    ) -> LiveRequest:
+        generation = Generation(next(self._ids), self._abort)
+        request_id, now_s = generation.request_id, time.monotonic()
+        constraint = None if options.grammar is None else options.grammar.start()
+        self._scheduler.add(
+            request_id,
+            prompt_token_ids,
+            sampling,
+            _seed_of(sampling),
+            options,
+            constraint=constraint,
+            parent_id=parent_id,
+        )
+        if options.timeout_s is not None:
+            self._deadlines.add(request_id, now_s + options.timeout_s)
+        live = LiveRequest(generation, assembler, self.statistics.submitted(len(prompt_token_ids), now_s))
+        self._requests[request_id] = live
+        return live
 
     def _assembler(self, sampling: SamplingParams) -> TextAssembler:
         include_stop = sampling.include_stop_str_in_output
@@ -212,12 +241,16 @@ class Engine:
             self._probe_id = None
 
     def _abort(self, request_id: int) -> None:
+        self._end_early(request_id, Delta((), "", "abort"))
+
+    def _end_early(self, request_id: int, last: Delta | TinyclusterError) -> None:
         with self._lock:
-            known = self._requests.pop(request_id, None)
-            if known is not None:
+            live = self._requests.pop(request_id, None)
+            if live is not None:
                 self._scheduler.abort(request_id)
-        if known is not None:
-            self._hand_over_now(known[0], Delta((), "", "abort"))
+                self.statistics.ended_early("abort")
+        if live is not None:
+            self._hand_over_now(live.generation, last)
             self._inbox.put(None)
 
     def _run(self) -> None:
@@ -226,6 +259,7 @@ class Engine:
                 outputs = self._take(self._events())
                 self._fill()
                 self._deliver(outputs)
+                self._expire()
                 self._check_watch()
         except Exception as error:
             log.exception("the driver of %s ended", self.name)
@@ -237,7 +271,7 @@ class Engine:
         """Wait for something to happen, then everything that is there."""
         events = []
         try:
-            event = self._inbox.get(timeout=HEARTBEAT_PERIOD_S)
+            event = self._inbox.get(timeout=self._deadlines.wait_s(time.monotonic(), HEARTBEAT_PERIOD_S))
             while True:
                 if event is not None:
                     events.append(event)
@@ -250,9 +284,7 @@ class Engine:
         for event in events:
             self._watch.heard(event.rank, time.monotonic())
             if isinstance(event.message, StepResult):
-                self._watch.step_done(time.monotonic())
-                with self._lock:
-                    outputs += self._scheduler.update(event.message)
+                outputs += self._take_result(event.message, time.monotonic())
             elif isinstance(event.message, EncodedTimeline):
                 timeline = decode_timeline(event.message).on_clock(time.monotonic_ns())
                 self._timelines.put((event.rank, timeline))
@@ -262,6 +294,14 @@ class Engine:
                 break
         return outputs
 
+    def _take_result(self, result: StepResult, now_s: float) -> tuple[RequestOutput, ...]:
+        self._watch.step_done(now_s)
+        # A step begins when the one before it has ended, or when it is sent.
+        seconds = now_s - max(self._sent_s.popleft(), self._last_result_s)
+        self._last_result_s = now_s
+        with self._lock:
+            return self._scheduler.update(result, seconds)
+
     def _fill(self) -> None:
         """Plan and send until as many steps are in flight as keep the ranks busy."""
         while self._failure is None:
@@ -269,22 +309,45 @@ class Engine:
                 plan = self._scheduler.plan() if self._scheduler.num_in_flight < self._depth else None
             if plan is None:
                 return
-            self._watch.step_sent(plan.step_id, time.monotonic())
+            now_s = time.monotonic()
+            self._watch.step_sent(plan.step_id, now_s)
+            self._sent_s.append(now_s)
             self._ranks.send(plan)
+            self._note_step(plan, now_s)
+
+    def _note_step(self, plan: StepPlan, now_s: float) -> None:
+        self.statistics.step(plan.num_tokens)
+        self.statistics.drafts = self._scheduler.drafts
+        for row in plan.rows:
+            if row.position < row.num_prompt_tokens and (live := self._requests.get(row.request_id)) is not None:
+                live.record.scheduled(now_s)
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
+        now_s = time.monotonic()
         for output in outputs:
-            known = self._requests.get(output.request_id)
-            if known is None:
+            live = self._requests.get(output.request_id)
+            if live is None:
                 continue  # aborted after its step was planned
-            generation, assembler = known
-            delta = assembler.add(output)
+            delta = live.assembler.add(output)
+            if delta.token_ids:
+                live.record.emitted(len(delta.token_ids), now_s)
+                if output.progress is not None:
+                    self.statistics.looked_up(output.progress.num_tokens, output.progress.num_cached)
             if delta.finish_reason is not None:
-                with self._lock:
-                    self._requests.pop(output.request_id, None)
-                    self._scheduler.abort(output.request_id)
-            self._hand_over.put(generation, delta)
+                self._finish(output.request_id, live, delta.finish_reason, now_s)
+            self._hand_over.put(live.generation, delta)
         self._hand_over.flush()
+
+    def _finish(self, request_id: int, live: LiveRequest, reason: FinishReason, now_s: float) -> None:
+        with self._lock:
+            self._requests.pop(request_id, None)
+            # A stop string ends a request that the scheduler would go on with.
+            self._scheduler.abort(request_id)
+        live.record.finished(reason, now_s)
+
+    def _expire(self) -> None:
+        for request_id in self._deadlines.expired(time.monotonic()):
+            self._end_early(request_id, DeadlineError("the request's timeout is over"))
 
     def _check_watch(self) -> None:
         # An event may wait in the inbox while this thread was busy: silence counts only when it is empty.
@@ -307,8 +370,9 @@ class Engine:
                 return
             self._failure = failure
             requests, self._requests = list(self._requests.values()), {}
-        for generation, _ in requests:
-            self._hand_over_now(generation, failure)
+        for live in requests:
+            self.statistics.ended_early("error")
+            self._hand_over_now(live.generation, failure)
         self._inbox.put(None)
         if is_fault:
             log.error("%s", failure)
@@ -316,7 +380,7 @@ class Engine:
             if self._on_failure is not None:
                 self._on_failure(failure)
 
-    def _hand_over_now(self, generation: Generation, item: Delta | UnavailableError) -> None:
+    def _hand_over_now(self, generation: Generation, item: Delta | TinyclusterError) -> None:
         hand_over = HandOver()
         hand_over.put(generation, item)
         hand_over.flush()

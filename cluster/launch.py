@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import queue
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from tinycluster.cluster.blueprint import Blueprint, draw, scheduler_limits
 from tinycluster.cluster.config import ModelSettings, Settings
 from tinycluster.cluster.cores import DealThreads, deal
-from tinycluster.cluster.driver import Engine, ModelCard, OnFailure
+from tinycluster.cluster.driver import Engine, OnFailure
 from tinycluster.cluster.loading import NewProgress as NewProgress
 from tinycluster.cluster.loading import await_ready
 from tinycluster.cluster.local import LocalRanks
+from tinycluster.cluster.model_card import ModelCard
 from tinycluster.cluster.ranks import Inbox, Ranks
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
@@ -38,6 +40,7 @@ def start_engine(
     `on_failure` is called once, from the driver's thread, when a rank is lost later. `placed` are ranks that Ray was
     asked for before; without them they are started here.
     """
+    started_s = time.monotonic()
     cache_dir, timeout_s = settings.cluster.cache_dir, settings.cluster.step_timeout_s
     path = resolve(
         model.source, sha256=model.sha256, cache_dir=cache_dir or default_cache_dir(), progress=progress()
@@ -62,9 +65,14 @@ def start_engine(
         limits=scheduler_limits(model, blueprint),
         eos_token_ids=tokenizer.eos_token_ids,
         micro_batches=blueprint.mesh.pipeline,
+        window=checkpoint.config.window,
+        model_digest=blueprint.digest if model.kv_cache.prefix_cache else None,
+        speculates=model.speculation == "ngram",
     )
     served = ModelCard(model.name, checkpoint.config, tokenizer, blueprint.mesh, blueprint.max_model_len)
-    return Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
+    engine = Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
+    engine.statistics.startup_time_s = time.monotonic() - started_s
+    return engine
 
 
 def _deal_threads(model: ModelSettings, settings: Settings) -> DealThreads:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tinycluster.engine.request import FinishReason
+from tinycluster.engine.speculation import DraftCounts
 
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 
@@ -81,9 +82,7 @@ class EngineStatistics:
         self.num_generation_tokens = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
-        self.num_drafts = 0
-        self.num_draft_tokens = 0
-        self.num_accepted_tokens = 0
+        self.drafts = DraftCounts()
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
         # Of its own, since other threads than the driver's end requests early.
         self.ended_early_by_reason = dict.fromkeys(FINISH_REASONS, 0)
@@ -118,12 +117,6 @@ class EngineStatistics:
         """The prefix cache was asked for so many tokens of a prompt and had the first `num_hits`."""
         self.num_prefix_queries += num_tokens
         self.num_prefix_hits += num_hits
-
-    def speculated(self, num_draft_tokens: int, num_accepted: int) -> None:
-        """One request's drafts of one step were verified."""
-        self.num_drafts += 1
-        self.num_draft_tokens += num_draft_tokens
-        self.num_accepted_tokens += num_accepted
 
     def num_finished(self, reason: FinishReason) -> int:
         return self.finished[reason] + self.ended_early_by_reason[reason]

@@ -6,6 +6,7 @@ TinyclusterError
 ├── RequestError         one request's fields (HTTP 400), with the field's name
 │   └── ContextLengthError   prompt longer than the context (code context_length_exceeded)
 ├── QueueFullError       HTTP 429 with Retry-After
+├── DeadlineError        HTTP 408: the request's own timeout
 ├── UnavailableError     HTTP 503: a rank was lost, or the engine is stopping
 └── PlacementError       the cluster lacks the resources that the mesh needs
 """
@@ -46,6 +47,10 @@ class QueueFullError(TinyclusterError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class DeadlineError(TinyclusterError):
+    pass
 
 
 class UnavailableError(TinyclusterError):

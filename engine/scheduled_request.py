@@ -110,7 +110,7 @@ class ScheduledRequest:
             return False
         if self.num_pending == 0:
             return True
-        if self.constraint is not None or self.num_drafts or (self.speculation and self.speculation.wants_tokens):
+        if self.constraint is not None or (self.speculation is not None and self.speculation.wants_tokens):
             return False
         return self.num_pending <= max_pending and self.last_step_id == step_id - 1
 

@@ -29,7 +29,7 @@ from tinycluster.engine.request import (
     StepResult,
 )
 from tinycluster.engine.scheduled_request import ScheduledRequest
-from tinycluster.engine.speculation import Speculation, best_num_drafts
+from tinycluster.engine.speculation import DraftCounts, Speculation, best_num_drafts
 from tinycluster.engine.step_budget import StepBudget, step_budget
 from tinycluster.engine.step_outputs import StepInFlight, is_reported, outputs_of
 from tinycluster.engine.step_times import StepTimes
@@ -80,6 +80,7 @@ class Scheduler:
         self._in_flight: deque[StepInFlight] = deque()
         self._ended: list[int] = []
         self._times = StepTimes()
+        self._drafted = DraftCounts()
         self._next_step_id = 0
         self._num_arrivals = 0
         self._num_preemptions = 0
@@ -90,8 +91,8 @@ class Scheduler:
         return self._pool
 
     @property
-    def pool(self) -> BlockPool:
-        return self._pool
+    def drafts(self) -> DraftCounts:
+        return self._drafted
 
     @property
     def num_running(self) -> int:
@@ -148,7 +149,7 @@ class Scheduler:
             options.priority,
             options.client,
             constraint,
-            Speculation() if self._may_speculate(sampling, constraint) else None,
+            Speculation(self._drafted) if self._may_speculate(sampling, constraint) else None,
             reports_progress=options.report_progress,
         )
         self._num_arrivals += 1

@@ -5,6 +5,7 @@ one step (prompt lookup: Saxena 2023; verification keeps every token as it would
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tinycluster.engine.step_times import StepTimes
 
@@ -18,10 +19,20 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 16, 256
 """Tokens without drafts after a step that accepted none; it doubles until one is accepted."""
 
 
+@dataclass(slots=True)
+class DraftCounts:
+    """Of all requests since the start: steps of a request with drafts, the drafts, and those that were right."""
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+
+
 class Speculation:
     """One request's guesses, and whether they pay. `tokens` passed to the methods are the request's own known ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: DraftCounts) -> None:
+        self._counts = counts
         self._followed_by: dict[tuple[int, ...], int] = {}
         """Where the text goes on after the last occurrence of these tokens that something follows."""
         self._num_indexed = 0
@@ -53,6 +64,9 @@ class Speculation:
 
     def judge(self, num_drafts: int, num_accepted: int, num_tokens: int) -> None:
         """What verification said; `num_tokens` are known by now."""
+        self._counts.num_drafts += 1
+        self._counts.num_draft_tokens += num_drafts
+        self._counts.num_accepted_tokens += num_accepted
         num_tried = min(num_accepted + 1, num_drafts)
         self.acceptance += NEWEST * (num_accepted / num_tried - self.acceptance)
         if num_accepted > 0:

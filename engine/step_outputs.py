@@ -130,8 +130,10 @@ def _new_prompt_logprobs(request: ScheduledRequest, prompt: PromptLogprobs | Non
 
 
 def _progress(request: ScheduledRequest, row: Row) -> PromptProgress:
+    num_cached = request.num_cached or 0
     num_computed = min(row.position + len(row.tokens), request.num_prompt_tokens)
-    return PromptProgress(request.num_prompt_tokens, request.num_cached or 0, num_computed)
+    # A preempted request begins anew, and finds less in the cache than it had.
+    return PromptProgress(request.num_prompt_tokens, num_cached, max(num_computed, num_cached))
 
 
 def _is_progress(request: ScheduledRequest, row: Row) -> bool:

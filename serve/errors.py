@@ -6,6 +6,7 @@
 | 404    | invalid_request_error | model_not_found, not_found        | no such model, no such route              |
 | 405    | invalid_request_error | method_not_allowed                | with Allow                                |
 | 408    | invalid_request_error | request_timeout                   | header or body did not come in time       |
+| 408    | timeout               | deadline_exceeded                 | the request's own timeout is over         |
 | 413    | invalid_request_error | content_too_large                 | the body is over the limit                |
 | 415    | invalid_request_error | unsupported_media_type            | the body is not plain JSON                |
 | 414    | invalid_request_error | uri_too_long                      | connection.py: before any route           |
@@ -30,7 +31,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tinycluster.engine.errors import QueueFullError, RequestError, TinyclusterError, UnavailableError
+from tinycluster.engine.errors import DeadlineError, QueueFullError, RequestError, TinyclusterError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def reply_for(error: Exception) -> ErrorReply:
     if isinstance(error, QueueFullError):
         retry = {"retry-after": str(error.retry_after_s)}
         return ErrorReply(429, error.message, "rate_limit_exceeded", code="queue_full", headers=retry)
+    if isinstance(error, DeadlineError):
+        return ErrorReply(408, str(error), "timeout", code="deadline_exceeded")
     if isinstance(error, UnavailableError):
         retry = {"retry-after": str(RETRY_AFTER_UNAVAILABLE_S)}
         return ErrorReply(503, str(error), "service_unavailable", code="service_unavailable", headers=retry)

@@ -28,9 +28,13 @@ COUNTERS: Sequence[tuple[str, str, Callable[[Engine], int]]] = (
     ("prefix_cache_queries", "Prompt tokens looked up", lambda e: e.statistics.num_prefix_queries),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache", lambda e: e.statistics.num_prefix_hits),
     ("admission_rejections", "Requests refused for lack of room", lambda e: e.statistics.num_rejections),
-    ("spec_decode_num_drafts", "Drafts verified", lambda e: e.statistics.num_drafts),
-    ("spec_decode_num_draft_tokens", "Tokens of all drafts", lambda e: e.statistics.num_draft_tokens),
-    ("spec_decode_num_accepted_tokens", "Draft tokens that were right", lambda e: e.statistics.num_accepted_tokens),
+    ("spec_decode_num_drafts", "Drafts verified", lambda e: e.statistics.drafts.num_drafts),
+    ("spec_decode_num_draft_tokens", "Tokens of all drafts", lambda e: e.statistics.drafts.num_draft_tokens),
+    (
+        "spec_decode_num_accepted_tokens",
+        "Draft tokens that were right",
+        lambda e: e.statistics.drafts.num_accepted_tokens,
+    ),
 )
 
 HISTOGRAMS: Sequence[tuple[str, str, Callable[[Engine], Histogram]]] = (

@@ -32,3 +32,14 @@ def leaves_nothing_behind() -> Iterator[None]:
     del os.environ[MARK]
     assert remaining_processes(mark) == {}
     assert new_files(places, before) == []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--scheduler-examples", type=int, default=500, help="Histories that the scheduler's state machine goes through."
+    )
+
+
+@pytest.fixture(scope="session")
+def scheduler_examples(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--scheduler-examples"))

@@ -48,3 +48,17 @@ class ModelConfig:
     """Per layer, whether `sliding_window` applies; None applies it to every layer."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def window(self) -> int | None:
+        """How many positions every layer sees, None where one of them sees all."""
+        return self.sliding_window if self.window_layers is None or all(self.window_layers) else None
+
+    @property
+    def max_context(self) -> int:
+        """Positions that the model is made for, by training and by its rope scaling."""
+        scaling = self.rope_scaling
+        if scaling.rope_type in ("default", "llama3"):
+            return self.max_position_embeddings
+        base = scaling.original_max_position_embeddings or self.max_position_embeddings
+        return max(self.max_position_embeddings, int(base * scaling.factor))

@@ -6,8 +6,9 @@ import queue
 from collections.abc import Callable
 
 from tests.parity.random_model import CASES
-from tinycluster.cluster.driver import Engine, ModelCard, OnFailure
+from tinycluster.cluster.driver import Engine, OnFailure
 from tinycluster.cluster.messages import Message, Stop
+from tinycluster.cluster.model_card import ModelCard
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.request import SampledToken, StepPlan, StepResult

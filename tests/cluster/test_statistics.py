@@ -86,12 +86,9 @@ def test_steps_lookups_drafts_and_rejections_are_counted(statistics: EngineStati
     statistics.step(1)
     statistics.looked_up(40, 32)
     statistics.looked_up(8, 0)
-    statistics.speculated(4, 2)
-    statistics.speculated(3, 3)
     statistics.rejected()
     assert observed(statistics.step_tokens) == (2, 10)
     assert (statistics.num_prefix_queries, statistics.num_prefix_hits) == (48, 32)
-    assert (statistics.num_drafts, statistics.num_draft_tokens, statistics.num_accepted_tokens) == (2, 7, 5)
     assert statistics.num_rejections == 1
 
 

@@ -8,7 +8,16 @@ import pytest
 
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.errors import ContextLengthError, QueueFullError, RequestError
-from tinycluster.engine.request import PENDING, RequestOutput, Row, SampledToken, SamplingParams, StepPlan, StepResult
+from tinycluster.engine.request import (
+    PENDING,
+    PromptProgress,
+    RequestOutput,
+    Row,
+    SampledToken,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+)
 from tinycluster.engine.scheduler import Scheduler, SchedulerLimits
 
 EOS = 2
@@ -106,7 +115,7 @@ def test_a_request_that_ends_with_its_pending_token_is_not_planned_again() -> No
     scheduler.add(0, prompt_of(2), SamplingParams(max_tokens=1), seed=1)
     plan = planned(scheduler)
     assert scheduler.plan() is None
-    assert finish(scheduler, plan) == (RequestOutput(0, (7,), "length"),)
+    assert finish(scheduler, plan) == (RequestOutput(0, (7,), "length", progress=PromptProgress(2, 0, 2)),)
 
 
 @pytest.mark.parametrize(

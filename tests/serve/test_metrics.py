@@ -9,6 +9,7 @@ from prometheus_client.samples import Sample
 
 from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeEngine
+from tinycluster.engine.speculation import DraftCounts
 
 # The names of vLLM's metrics that dashboards and autoscalers read, with the types that vLLM gives them.
 NAMES = {
@@ -120,7 +121,7 @@ def test_any_name_of_a_model_is_read_back(start_server: StartServer, name: str) 
 def test_every_counter_shows_its_own_number(start_server: StartServer) -> None:
     engine = FakeEngine(num_preemptions=2)
     engine.statistics.looked_up(50, 30)
-    engine.statistics.speculated(7, 6)
+    engine.statistics.drafts = DraftCounts(1, 7, 6)
     engine.statistics.submitted(11, 0.0).emitted(4, 1.0)
     samples = scrape(start_server(engine))
     expected = {

@@ -1,0 +1,20 @@
+"""What the API may know of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinycluster.engine.models.spec import ModelConfig
+from tinycluster.engine.tokenizer import Tokenizer
+from tinycluster.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One served model. `max_model_len` are the tokens of a prompt and its answer together."""
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    max_model_len: int
