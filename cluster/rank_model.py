@@ -60,11 +60,12 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class RankModel:
-    """One rank's program, weights and rotation table."""
+    """One rank's program, weights and rotation table, and the tokens that end a text."""
 
     program: Program
     weights: Mapping[str, PackedWeight | F32]
     rope: tuple[F32, F32]
+    end_tokens: tuple[int, ...]
 
 
 def load_model(blueprint: Blueprint, rank: int, checkpoint: Checkpoint, report: LoadReport) -> RankModel:
@@ -77,7 +78,9 @@ def load_model(blueprint: Blueprint, rank: int, checkpoint: Checkpoint, report: 
     wanted = blueprint.wanted_format
     report.begin(loaded_bytes(checkpoint, specs, shares, wanted))
     weights = load_weights(checkpoint, specs, shares, wanted, report.advance)
-    return RankModel(program, weights, rope_table(checkpoint.config, blueprint.max_model_len))
+    # A damaged config may name tokens that the vocabulary has not.
+    end_tokens = tuple(token for token in checkpoint.config.eos_token_ids if 0 <= token < checkpoint.config.vocab_size)
+    return RankModel(program, weights, rope_table(checkpoint.config, blueprint.max_model_len), end_tokens)
 
 
 def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, threads: RankThreads) -> Runner:
@@ -91,5 +94,5 @@ def make_runner(model: RankModel, blueprint: Blueprint, neighbours: Neighbours, 
         threads.num_threads,
         cores=threads.cores,
     )
-    sampler = Sampler(executor.cpu)
+    sampler = Sampler(executor.cpu, model.end_tokens)
     return Runner(executor, sampler, neighbours.tensor_group)

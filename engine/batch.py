@@ -27,6 +27,10 @@ class Outputs:
     positions: I32
     prompt_tokens: I32 | None = None
 
+    def part(self, own: slice) -> Outputs:
+        known = self.prompt_tokens
+        return Outputs(self.rows[own], self.positions[own], None if known is None else known[own])
+
 
 class BatchPacker:
     """Packs the steps of one rank, one after the other.

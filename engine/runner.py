@@ -56,8 +56,11 @@ class Runner:
         logits_OV = self._executor.run(batch)
         if logits_OV is None:
             return None
+        self._sampler.follow(plan, batch)
         tokens = self._choose(outputs, logits_OV)
-        self._last_tokens = {row.request_id: int(token) for row, token in zip(outputs.rows, tokens, strict=True)}
+        # The next step may be planned already: where no token was left it computes any one, in vain.
+        following = np.maximum(tokens, 0).tolist()
+        self._last_tokens = {row.request_id: token for row, token in zip(outputs.rows, following, strict=True)}
         if self._group.rank != 0:
             return None
         return StepResult(plan.step_id, tuple(map(_sampled, outputs.rows, tokens, logits_OV)))
@@ -77,7 +80,7 @@ class Runner:
         dealt = [sampled_rows(len(rows), rank, self._group.size) for rank in range(self._group.size)]
         own = dealt[self._group.rank]
         with self._spans.span("sample"):
-            tokens = self._sampler.sample(logits_OV[own], rows[own], outputs.positions[own])
+            tokens = self._sampler.sample(logits_OV[own], outputs.part(own))
         if self._group.size == 1:
             return tokens
         # A few bytes: the time goes into waiting for the slowest.

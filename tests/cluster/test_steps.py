@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.cluster.engines import GREEDY, SAMPLED, prompt_of
 from tests.cluster.hand_planned import row, run_steps, steps_of
-from tinycluster.engine.request import SampledToken, SamplingParams, StepPlan
+from tests.parity.tiny_tokenizer import EOS_TOKEN_ID
+from tinycluster.engine.request import PENDING, Row, SampledToken, SamplingParams, StepPlan, StepResult
+from tinycluster.engine.rules_reference import Context, next_token
 
 BLOCKS = (4, 1, 6)
 PROMPT = prompt_of(21)
@@ -67,3 +72,51 @@ def test_a_request_goes_on_in_copies_of_anothers_blocks(tiny_model: Path, dtype:
     assert forked(((1, 5),))[1] == expected
     assert forked(((1, 8), (8, 5)))[1] == expected
     assert forked(((5, 1),))[1] != expected
+
+
+RULED = replace(
+    SAMPLED,
+    repetition_penalty=1.4,
+    frequency_penalty=0.6,
+    presence_penalty=0.3,
+    bad_words=((5,), (9, 11)),
+    logit_bias=((17, 4.0), (40, -100.0)),
+    min_tokens=3,
+)
+
+
+def test_rules_give_the_defined_tokens_on_every_mesh_while_the_driver_does_not_know_them_yet(tiny_model: Path) -> None:
+    """Two requests, so that the rows change ranks; the one with rules then begins anew, with most of it computed."""
+    plain, prompt = prompt_of(9), tuple(PROMPT)
+
+    def ruled(**fields: Any) -> Row:
+        return row(
+            fields.pop("tokens", [PENDING]), fields.pop("position"), BLOCKS, RULED, num_prompt_tokens=21, **fields
+        )
+
+    def other(position: int) -> Row:
+        return row(plain if position == 0 else [PENDING], position, (2, 3), GREEDY, request_id=0)
+
+    steps = steps_of(
+        ruled(tokens=prompt[:8], position=0, num_samples=0, history=()),
+        (ruled(tokens=prompt[8:], position=8), other(0)),
+        *((ruled(position=21 + index), other(9 + index)) for index in range(3)),
+        (other(12), ruled(position=24)),
+    )
+    (expected,) = [samples_of(1, run_steps(tiny_model, steps))]
+    known = list(prompt)
+    for sample in expected:
+        assert sample.logits is not None
+        logits_V = np.frombuffer(sample.logits, np.float32)
+        context = Context(known, 21, end_tokens=(EOS_TOKEN_ID,))
+        assert sample.token == next_token(logits_V, RULED, 7, context)
+        known.append(sample.token)
+    again = ruled(tokens=known[22:25], position=22, history=tuple(known[:22]))
+    resumed = [*steps[:-1], StepPlan(9, (again,), ended=(1,))]
+    for tensor in (1, 2, 3):
+        assert samples_of(1, run_steps(tiny_model, steps, mesh={"tensor": tensor})) == expected
+        assert samples_of(1, run_steps(tiny_model, resumed, mesh={"tensor": tensor})) == expected
+
+
+def samples_of(request_id: int, results: list[StepResult]) -> list[SampledToken]:
+    return [sample for result in results for sample in result.samples if sample.request_id == request_id]

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from tinycluster.engine.batch import Outputs
 from tinycluster.engine.request import PENDING, Row, SamplingParams, StepPlan, StepResult
 from tinycluster.engine.runner import Runner
 from tinycluster.engine.sampler import Sampler
 from tinycluster.kernels._cpu import Cpu
 from tinycluster.kernels.executor import Span
-from tinycluster.kernels.program import F32, I32, I64, Batch, NumericalError
+from tinycluster.kernels.program import F32, I64, Batch, NumericalError
 from tinycluster.parallel.communicator import CollectiveError
 from tinycluster.parallel.local import LocalGroup
 
@@ -51,9 +52,9 @@ class CountingSampler(Sampler):
         super().__init__(Cpu(1))
         self.num_rows = 0
 
-    def sample(self, logits_OV: F32, rows: Sequence[Row], positions_O: I32) -> I64:
-        self.num_rows += len(rows)
-        return super().sample(logits_OV, rows, positions_O)
+    def sample(self, logits_OV: F32, outputs: Outputs) -> I64:
+        self.num_rows += len(outputs.rows)
+        return super().sample(logits_OV, outputs)
 
 
 def row(request_id: int, tokens: tuple[int, ...], *, sample: bool = True, params: SamplingParams = GREEDY) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tinycluster.engine.batch import Outputs
 from tinycluster.engine.request import PENDING, Row, SamplingParams
 from tinycluster.engine.sampler import Sampler
 from tinycluster.kernels import sampling_reference as definition
@@ -33,7 +34,7 @@ def row_of(params: SamplingParams, seed: int, position: int) -> Row:
 
 
 def sample(sampler: Sampler, logits_OV: F32, rows: list[Row]) -> I64:
-    return sampler.sample(logits_OV, rows, np.array([row.position + 2 for row in rows], np.int32))
+    return sampler.sample(logits_OV, Outputs(rows, np.array([row.position + 2 for row in rows], np.int32)))
 
 
 def draws(logits_V: F32, params: SamplingParams, seed: int, positions: range) -> I64:

@@ -8,11 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from tinycluster.engine.batch import Outputs
 from tinycluster.engine.request import Row, SamplingParams
 from tinycluster.engine.sampler import Sampler
 from tinycluster.kernels import sampling_reference
 from tinycluster.kernels._cpu import Cpu
-from tinycluster.kernels.program import F32, I32, I64
+from tinycluster.kernels.program import F32, I64
 from tinycluster.parallel.local import LocalGroup
 from tinycluster.parallel.native import NativeCommunicator
 from tinycluster.serve.bench.client import Clock
@@ -37,27 +38,27 @@ def sampling_cases(model: Model, engine: Engine, rows: Sequence[int]) -> Iterato
     sampler = Sampler(Cpu(engine.num_threads, engine.isa))
     for num_rows in rows:
         logits_OV = 3 * np.random.default_rng(num_rows).standard_normal((num_rows, model.config.vocab_size), np.float32)
-        positions_O = np.ones(num_rows, np.int32)
         for choice, params in CHOICES.items():
-            asked = [Row(index, (0,), 0, (0,), True, params, seed=index) for index in range(num_rows)]
+            requests = [Row(index, (0,), 0, (0,), 1, params, seed=index) for index in range(num_rows)]
+            asked = Outputs(requests, np.ones(num_rows, np.int32))
             yield Case(
                 op="sample",
                 shape=f"{logits_OV.shape[1]}, {choice}",
                 tokens=num_rows,
                 num_bytes=logits_OV.nbytes,
                 macs=0,
-                is_correct=partial(_tokens_are_right, sampler, logits_OV, asked, positions_O),
-                stopwatch=partial(partial, _seconds, partial(sampler.sample, logits_OV, asked, positions_O)),
+                is_correct=partial(_tokens_are_right, sampler, logits_OV, asked),
+                stopwatch=partial(partial, _seconds, partial(sampler.sample, logits_OV, asked)),
             )
 
 
-def _tokens_are_right(sampler: Sampler, logits_OV: F32, rows: Sequence[Row], positions_O: I32) -> bool:
+def _tokens_are_right(sampler: Sampler, logits_OV: F32, asked: Outputs) -> bool:
     """On the first rows: the definition sorts."""
-    wanted = [
-        sampling_reference.sample(logits_V, p.temperature, p.top_k, p.top_p, p.min_p, row.seed, 1)
-        for logits_V, row, p in zip(logits_OV[:CHECKED_TOKENS], rows, [row.sampling for row in rows], strict=False)
-    ]
-    return list(sampler.sample(logits_OV, rows, positions_O)[:CHECKED_TOKENS]) == wanted
+    wanted = []
+    for logits_V, row in zip(logits_OV[:CHECKED_TOKENS], asked.rows, strict=False):
+        p = row.sampling
+        wanted.append(sampling_reference.sample(logits_V, p.temperature, p.top_k, p.top_p, p.min_p, row.seed, 1))
+    return list(sampler.sample(logits_OV, asked)[:CHECKED_TOKENS]) == wanted
 
 
 def _seconds(call: Callable[[], object], clock: Clock) -> float:
