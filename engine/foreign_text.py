@@ -8,11 +8,14 @@ with a mark; after rendering, the text between marks is encoded piece by piece, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# A noncharacter: Unicode keeps it out of interchanged text, so removing it from messages loses nothing.
+from tinycluster.engine.errors import RequestError
+
+# Noncharacters: Unicode keeps them out of interchanged text, so removing them from messages loses nothing.
 MARK = "\ufdd0"
+FINAL_END = "\ufdd1"
 
 
 class ForeignText:
@@ -28,7 +31,7 @@ class ForeignText:
     def mark(self, value: Any) -> Any:
         """A copy of messages or tools with every text in them marked."""
         if isinstance(value, str):
-            text = value.replace(MARK, "")
+            text = value.replace(MARK, "").replace(FINAL_END, "")
             return text if self._begins is None else self._begins.sub(rf"\1{MARK}", text)
         if isinstance(value, Mapping):
             return {key: self.mark(part) for key, part in value.items()}
@@ -40,3 +43,18 @@ class ForeignText:
 def pieces(rendered: str) -> list[str]:
     """The text between marks; joined, they are the text that the template meant."""
     return [piece for piece in rendered.split(MARK) if piece]
+
+
+def with_final_end(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The marked messages with the end of the last one's content marked, too; `until_final_end` finds it again."""
+    *others, final = messages
+    return [*others, {**final, "content": f"{final.get('content') or ''}{FINAL_END}"}]
+
+
+def until_final_end(rendered: str) -> str:
+    """The text up to the end of the final message. RequestError where the template has left the message out."""
+    # A template may print a message twice, a summary first: its turn is the last.
+    text, end, _ = rendered.rpartition(FINAL_END)
+    if not end:
+        raise RequestError("the model's chat template does not show the final message", "continue_final_message")
+    return text.replace(FINAL_END, "")

@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tinycluster.engine.chat_template import ChatTemplate
 from tinycluster.engine.errors import RequestError
-from tinycluster.engine.foreign_text import ForeignText, pieces
+from tinycluster.engine.foreign_text import ForeignText, pieces, until_final_end, with_final_end
 
 TokenAlphabet = Literal["byte_level", "sentencepiece"]
 SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
@@ -75,19 +75,24 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """The prompt of a conversation. Control tokens come from the template alone, never from a message's text.
 
+        With `continue_final_message` the prompt ends where the last message's content ends, for the model to go on.
         RequestError with param "messages" when the model has no template or the template refuses the messages.
         """
         if self._chat_template is None:
             raise RequestError("this model has no chat template; use the completions endpoint", "messages")
+        marked = self._foreign.mark(messages)
         text = self._chat_template.render(
-            self._foreign.mark(messages),
+            with_final_end(marked) if continue_final_message else marked,
             add_generation_prompt=add_generation_prompt,
             tools=None if tools is None else self._foreign.mark(tools),
         )
+        if continue_final_message:
+            text = until_final_end(text)
         first, *rest = pieces(text) or [""]
         try:
             ids = self.encode(first, add_special_tokens=False)

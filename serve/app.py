@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,18 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from tinycluster.cluster.driver import Engine
-from tinycluster.engine.errors import ContextLengthError, TinyclusterError
-from tinycluster.serve.body import read_object
-from tinycluster.serve.choices import Choices, Text, gather, submit
-from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
+from tinycluster.engine.errors import TinyclusterError
+from tinycluster.serve.disconnect import ClientGoneError
 from tinycluster.serve.errors import ErrorBoundary, answer_error
+from tinycluster.serve.generation_routes import add_generation_routes
 from tinycluster.serve.hosts import HostGuard
 from tinycluster.serve.metrics import add_metrics_routes
-from tinycluster.serve.prompts import chat_prompt, completion_prompts
-from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.server_state import add_server_routes
-from tinycluster.serve.stream import Chunks, EventStream, Kind
 from tinycluster.serve.tokenize import add_tokenize_routes
 
 
@@ -39,7 +33,7 @@ def create_app(registry: ModelRegistry) -> FastAPI:
     app.add_exception_handler(HTTPException, answer_error)
     app.add_exception_handler(ClientGoneError, _answer_nobody)
     _add_status_routes(app, registry)
-    _add_generation_routes(app, registry)
+    add_generation_routes(app, registry)
     add_metrics_routes(app, registry)
     add_server_routes(app, registry)
     add_tokenize_routes(app, registry)
@@ -77,59 +71,6 @@ def _add_status_routes(app: FastAPI, registry: ModelRegistry) -> None:
         registry.get(registry.engines[0].name if registry.engines else None)
         await asyncio.gather(*(asyncio.to_thread(engine.check_ready) for engine in registry.engines))
         return JSONResponse({"status": "ready"})
-
-
-def _add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        body = parse(ChatRequest, await read_object(request))
-        engine = registry.get(body.model)
-        prompts = [await chat_prompt(engine, body.template_messages())]
-        return await _answer(request, body, engine, prompts, "chat.completion")
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        body = parse(CompletionRequest, await read_object(request))
-        engine = registry.get(body.model)
-        prompts = await completion_prompts(engine, body.prompt)
-        try:
-            return await _answer(request, body, engine, prompts, "text_completion")
-        except ContextLengthError as error:
-            raise ContextLengthError(error.message, param="prompt") from None
-
-
-async def _answer(
-    request: Request,
-    body: ChatRequest | CompletionRequest,
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    kind: Kind,
-) -> Response:
-    choices = submit(engine, prompts, body.num_choices, body.sampling)
-    head = {
-        "id": f"{'chatcmpl' if kind == 'chat.completion' else 'cmpl'}-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": engine.name,
-    }
-    if body.stream:
-        return EventStream(choices, Chunks(kind, head, body.include_usage))
-    try:
-        texts = await unless_disconnected(request.receive, gather(choices))
-    finally:
-        choices.abort()
-    return JSONResponse(_whole(kind, head, texts, choices))
-
-
-def _whole(kind: Kind, head: Mapping[str, Any], texts: Sequence[Text], choices: Choices) -> dict[str, Any]:
-    listed = [_choice(kind, index, text) for index, text in enumerate(texts)]
-    return {**head, "object": kind, "choices": listed, "usage": choices.usage()}
-
-
-def _choice(kind: Kind, index: int, answer: Text) -> dict[str, Any]:
-    text = "".join(answer.pieces)
-    content = {"message": {"role": "assistant", "content": text}} if kind == "chat.completion" else {"text": text}
-    ending = {"logprobs": None, "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}
-    return {"index": index, **content, **ending}
 
 
 async def _answer_nobody(_request: Request, _error: Exception) -> Response:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from tinycluster.cluster.driver import Engine
-from tinycluster.cluster.generation import Delta, Generation
+from tinycluster.cluster.generation import Delta
 from tinycluster.engine.errors import UnavailableError
-from tinycluster.engine.request import FinishReason, SamplingParams
+from tinycluster.engine.request import FinishReason, RequestOptions, SamplingParams
 from tinycluster.engine.sampling_rules import check_sampling
 
 Step = list[tuple[int, Delta]]
 """What one engine step added: (choice, delta), at most a few per choice."""
+
+
+class Deltas(Protocol):
+    """One generation, or something that stands for it."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    def abort(self) -> None: ...
 
 
 class Choices:
@@ -23,8 +31,10 @@ class Choices:
     Iterate `steps()` once. `abort()` in a `finally` frees the blocks of whatever still runs.
     """
 
-    def __init__(self, generations: Sequence[Generation], num_prompt_tokens: int) -> None:
+    def __init__(self, generations: Sequence[Deltas], num_prompt_tokens: int, num_per_prompt: int = 1) -> None:
         self._generations = generations
+        self.num_per_prompt = num_per_prompt
+        self._num_cached: dict[int, int] = {}
         self.num_prompt_tokens = num_prompt_tokens
         self.num_completion_tokens = 0
 
@@ -32,83 +42,96 @@ class Choices:
     def num_choices(self) -> int:
         return len(self._generations)
 
+    def prompt_only(self) -> Choices:
+        """The same, of which only the prompts' part is shown."""
+        generations = [PromptOnly(generation) for generation in self._generations]
+        return Choices(generations, self.num_prompt_tokens, self.num_per_prompt)
+
+    def prompt_of(self, choice: int) -> int:
+        return choice // self.num_per_prompt
+
     async def steps(self) -> AsyncGenerator[Step]:
         """Deltas as they come, all choices of an engine step together. UnavailableError where a generation fails."""
         if len(self._generations) == 1:
             async for delta in self._generations[0]:
-                self._count(delta)
+                self._count(0, delta)
                 yield [(0, delta)]
             return
         async with aclosing(_merged(self._generations)) as merged:
             async for step in merged:
-                for _choice, delta in step:
-                    self._count(delta)
+                for choice, delta in step:
+                    self._count(choice, delta)
                 yield step
 
-    def _count(self, delta: Delta) -> None:
+    def _count(self, choice: int, delta: Delta) -> None:
         self.num_completion_tokens += len(delta.token_ids)
-        if delta.finish_reason in ("abort", "error"):
+        if delta.progress is not None:
+            self._num_cached[choice] = delta.progress.num_cached
+        if delta.finish_reason is not None and delta.finish_reason in ("abort", "error"):
             raise UnavailableError("The engine ended this request before it was complete")
 
     def abort(self) -> None:
         for generation in self._generations:
             generation.abort()
 
-    def usage(self) -> dict[str, int]:
-        """Each prompt counts once, however many choices it has."""
-        total = self.num_prompt_tokens + self.num_completion_tokens
+    def usage(self) -> dict[str, Any]:
+        """Each prompt counts once, however many choices it has; so do its tokens that the prefix cache had."""
+        num_cached = sum(self._num_cached.get(choice, 0) for choice in range(0, self.num_choices, self.num_per_prompt))
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_completion_tokens,
-            "total_tokens": total,
+            "total_tokens": self.num_prompt_tokens + self.num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": num_cached, "audio_tokens": 0},
+            "completion_tokens_details": _NO_SPECIAL_TOKENS,
         }
 
 
+_NO_SPECIAL_TOKENS = {
+    "reasoning_tokens": 0,
+    "audio_tokens": 0,
+    "accepted_prediction_tokens": 0,
+    "rejected_prediction_tokens": 0,
+}
+
+
+class PromptOnly:
+    """A generation of which only the prompt's part is shown."""
+
+    def __init__(self, generation: Deltas) -> None:
+        self._generation = generation
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        async for delta in self._generation:
+            reason: FinishReason | None = "length" if delta.finish_reason == "stop" else delta.finish_reason
+            yield Delta((), "", reason, prompt_logprobs=delta.prompt_logprobs, progress=delta.progress)
+
+    def abort(self) -> None:
+        self._generation.abort()
+
+
 def submit(
-    engine: Engine, prompts: Sequence[Sequence[int]], num_choices: int, sampling: Callable[[int], SamplingParams]
+    engine: Engine, prompts: Sequence[Sequence[int]], candidates: Sequence[SamplingParams], options: RequestOptions
 ) -> Choices:
-    """Submit every choice of every prompt, or none: a full queue ends those already submitted."""
-    generations: list[Generation] = []
+    """Submit every candidate of every prompt, or none: a full queue ends those already submitted."""
+    # They differ by their seeds only.
+    check_sampling(candidates[0], engine.config.vocab_size)
+    generations: list[Deltas] = []
     try:
         for prompt in prompts:
-            for choice in range(num_choices):
-                params = sampling(choice)
-                check_sampling(params, engine.config.vocab_size)
-                generations.append(engine.submit(prompt, params))
+            generations += engine.submit_choices(prompt, candidates, options)
     except BaseException:
         for generation in generations:
             generation.abort()
         raise
-    return Choices(generations, sum(len(prompt) for prompt in prompts))
+    return Choices(generations, sum(len(prompt) for prompt in prompts), len(candidates))
 
 
-@dataclass
-class Text:
-    """A choice's whole answer, gathered from its deltas."""
-
-    pieces: list[str] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-
-
-async def gather(choices: Choices) -> list[Text]:
-    """The answers of all choices. The caller aborts what still runs after an error."""
-    texts = [Text() for _ in range(choices.num_choices)]
-    async with aclosing(choices.steps()) as steps:
-        async for step in steps:
-            for choice, delta in step:
-                texts[choice].pieces.append(delta.text)
-                if delta.finish_reason:
-                    texts[choice].finish_reason, texts[choice].stop_reason = delta.finish_reason, delta.stop_reason
-    return texts
-
-
-async def _merged(generations: Sequence[Generation]) -> AsyncGenerator[Step]:
+async def _merged(generations: Sequence[Deltas]) -> AsyncGenerator[Step]:
     """One task per generation fills `ready`. The engine wakes all of them at once, so a step is taken as one."""
     ready: Step = []
     has_news = asyncio.Event()
 
-    async def drain(choice: int, generation: Generation) -> None:
+    async def drain(choice: int, generation: Deltas) -> None:
         try:
             async for delta in generation:
                 ready.append((choice, delta))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError
@@ -16,20 +16,48 @@ IN_THREAD_CHARS = 2048
 Result = TypeVar("Result")
 
 
-async def chat_prompt(engine: Engine, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    num_chars = sum(len(message["content"]) for message in messages)
-    return await _run(num_chars, lambda: engine.tokenizer.apply_chat_template(messages))
+async def chat_prompt(
+    engine: Engine,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
+    """The token ids of a conversation. RequestError where the model's template refuses it."""
+    num_chars = sum(len(message["content"]) for message in messages) + (IN_THREAD_CHARS if tools else 0)
+    return await _run(
+        num_chars,
+        lambda: engine.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+        ),
+    )
 
 
-async def completion_prompts(engine: Engine, prompts: Sequence[Prompt]) -> list[Sequence[int]]:
+async def completion_prompts(
+    engine: Engine, prompts: Sequence[Prompt], *, add_special_tokens: bool = True
+) -> list[Sequence[int]]:
     """Token ids of every prompt. RequestError for an id outside the vocabulary and for a prompt of no tokens."""
-    return [await _token_ids(engine, prompt) for prompt in prompts]
+    return [await _token_ids(engine, prompt, add_special_tokens) for prompt in prompts]
 
 
-async def _token_ids(engine: Engine, prompt: Prompt) -> Sequence[int]:
+def truncated(engine: Engine, prompt: Sequence[int], num_kept: int | None, num_generated: int | None) -> Sequence[int]:
+    """The last `num_kept` tokens; -1 keeps what leaves room for the answer. RequestError beyond the context."""
+    if num_kept is None:
+        return prompt
+    if num_kept > engine.max_model_len:
+        message = f"truncate_prompt_tokens must not exceed the context, {engine.max_model_len}, got {num_kept}"
+        raise RequestError(message, param="truncate_prompt_tokens")
+    return prompt[-num_kept:] if num_kept > 0 else prompt[-max(engine.max_model_len - (num_generated or 1), 1) :]
+
+
+async def _token_ids(engine: Engine, prompt: Prompt, add_special_tokens: bool) -> Sequence[int]:
     if isinstance(prompt, str):
         text = prompt
-        token_ids = await _run(len(text), lambda: engine.tokenizer.encode(text, add_special_tokens=True))
+        token_ids = await _run(len(text), lambda: engine.tokenizer.encode(text, add_special_tokens=add_special_tokens))
         if not token_ids:
             raise RequestError("prompt must hold at least one token, got an empty text", param="prompt")
         return token_ids

@@ -1,121 +1,116 @@
-"""The request bodies of /v1/chat/completions and /v1/completions, checked without any conversion of types.
+"""The request bodies of /v1/chat/completions and /v1/completions.
 
-Field names and defaults are OpenAI's; `top_k`, `min_p`, `stop_token_ids`, `ignore_eos` and `include_stop_str_in_output`
-are vLLM's. A null stands for the default. A field that nobody knows is ignored; a known field that would change the
-answer and is not supported is refused (`unsupported.py`).
+Field names and defaults are OpenAI's; those that OpenAI does not have are vLLM's, and `timeout` is ours. A known field
+that would change the answer and is not supported is refused (`unsupported.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from tinycluster.engine.errors import RequestError
-from tinycluster.engine.request import SamplingParams
-from tinycluster.serve.unsupported import refuse_unsupported
+from tinycluster.engine.request import Grammar, RequestOptions
+from tinycluster.serve.fields import Fields, validated
+from tinycluster.serve.identity import salt_of
+from tinycluster.serve.messages import Messages
+from tinycluster.serve.sampling_fields import MAX_CHOICES, MAX_TOKENS, NumLogprobs, SamplingFields
+from tinycluster.serve.unsupported import CHAT_NEUTRAL, COMPLETION_NEUTRAL, refuse_unsupported
 
-MAX_CHOICES = 128
-"""Largest number of generations of one HTTP request: prompts × n."""
-MAX_STOP_CHARS = 1024
-MAX_TOKENS = 2**31 - 1
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat answer may fill the context."""
+MAX_SALT_CHARS = 1024
+MAX_TIMEOUT_S = 86_400.0
+MAX_ID_CHARS = 512
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+class StreamOptions(Fields):
+    """`continuous_usage_stats` puts the usage so far into every chunk."""
 
-
-def _joined(content: Any) -> Any:
-    """Text parts become one string, a line each."""
-    if not isinstance(content, list):
-        return content
-    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    texts = [text for part in parts if isinstance(text := part.get("text"), str)]
-    if len(texts) != len(content):
-        raise ValueError("must be a string or parts of the form {'type': 'text', 'text': '…'}")
-    return "\n".join(texts)
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Message(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined)]
-
-
-class StreamOptions(_Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class _Sampling(_Body):
-    """What both routes share."""
+class GenerationFields(SamplingFields):
+    """What both routes share. `user`, `metadata`, `store`, `session_id` and `service_tier` are accepted and change
+    nothing."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(_listed)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
-
-    @property
-    def num_choices(self) -> int:
-        return self.n or 1
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    return_token_ids: bool | None = None
+    return_progress: bool | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
+    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] | None = None
+    session_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, choice: int) -> SamplingParams:
-        """The parameters of the choice with this number; its seed is `choice_seed` of the request's."""
-        defaults = SamplingParams()
-        return SamplingParams(
-            temperature=_or(self.temperature, defaults.temperature),
-            top_k=min(max(_or(self.top_k, 0), 0), 2**31 - 1),
-            top_p=_or(self.top_p, defaults.top_p),
-            min_p=_or(self.min_p, defaults.min_p),
-            seed=None if self.seed is None else choice_seed(self.seed, choice),
-            max_tokens=self.limit(),
-            stop=tuple(self.stop or ()),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=bool(self.ignore_eos),
-            include_stop_str_in_output=bool(self.include_stop_str_in_output),
+    @property
+    def has_continuous_usage(self) -> bool:
+        return bool(self.include_usage and self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def num_shown_logprobs(self) -> int | None:
+        """As `num_logprobs`, without those that only choose the best candidate."""
+        return self.num_logprobs()
+
+    def options(self, client: str, grammar: Grammar | None) -> RequestOptions:
+        return RequestOptions(
+            priority=self.priority or 0,
+            client=client,
+            cache_salt=salt_of(client, self.cache_salt),
+            timeout_s=self.timeout,
+            grammar=grammar,
+            report_progress=bool(self.return_progress and self.stream),
         )
 
-    def limit(self) -> int | None:
-        return self.max_tokens
+    def check(self) -> None:
+        """RequestError where fields that are right alone contradict each other."""
+        self.check_sampling_fields()
+        if self.truncate_prompt_tokens == 0:
+            raise RequestError("truncate_prompt_tokens must be at least 1, or -1, got 0", "truncate_prompt_tokens")
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options is allowed only with stream: true", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("prompt_logprobs is not available with stream: true", "prompt_logprobs")
 
 
-class ChatRequest(_Sampling):
-    messages: Annotated[list[Message], Field(min_length=1)]
+class ChatRequest(GenerationFields):
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumLogprobs | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     def limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def template_messages(self) -> list[dict[str, str]]:
-        """Messages as chat templates know them: OpenAI's newer role `developer` is their `system`."""
-        roles = {"developer": "system"}
-        return [{"role": roles.get(m.role, m.role), "content": m.content} for m in self.messages]
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def has_generation_prompt(self) -> bool:
+        """Whether the prompt ends with the begin of an answer; one that goes on in the last message does not."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs is allowed only with logprobs: true", "top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "continue_final_message and add_generation_prompt exclude each other"
+            raise RequestError(message, "continue_final_message")
 
 
 Prompt = str | tuple[int, ...]
@@ -140,83 +135,57 @@ def _token_ids(value: list[Any]) -> tuple[int, ...]:
     return tuple(value)
 
 
-class CompletionRequest(_Sampling):
+class CompletionRequest(GenerationFields):
+    """With `echo`, `max_tokens` may be 0: the answer is the prompt alone, and its log-probabilities if asked for."""
+
     prompt: Annotated[Any, AfterValidator(_prompts)]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    logprobs: NumLogprobs | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
+
+    @property
+    def is_prompt_only(self) -> bool:
+        return self.max_tokens == 0
+
+    @property
+    def num_candidates(self) -> int:
+        return self.num_choices if self.best_of is None else self.best_of
 
     def limit(self) -> int | None:
-        return COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        # A prompt is computed to sample the token after it, so at least one is.
+        return COMPLETION_MAX_TOKENS if self.max_tokens is None else max(self.max_tokens, 1)
+
+    def num_logprobs(self) -> int | None:
+        chooses = self.num_candidates > self.num_choices
+        return 0 if chooses and self.logprobs is None else self.logprobs
+
+    def num_shown_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def num_prompt_logprobs(self) -> int | None:
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((number for number in asked if number is not None), default=None)
+
+    def check(self) -> None:
+        super().check()
+        if self.is_prompt_only and not self.echo:
+            raise RequestError("max_tokens must be at least 1, or echo true, got 0", "max_tokens")
+        if self.num_candidates < self.num_choices:
+            raise RequestError(f"best_of must not be less than n, {self.num_choices}, got {self.best_of}", "best_of")
+        if self.num_candidates > self.num_choices and self.stream:
+            raise RequestError("best_of is not available with stream: true", "best_of")
+        if len(self.prompt) * self.num_candidates > MAX_CHOICES:
+            raise RequestError(f"prompt × n must not exceed {MAX_CHOICES} generations", "n")
 
 
-def choice_seed(seed: int, choice: int) -> int:
-    """The seed of choice number `choice` of a request with this seed: an integer in 0 .. 2**63 - 1.
-
-    Choice 0 has the request's own seed, so that it equals the answer with n = 1; every other has the first eight bytes
-    of SHA-256 over "seed:choice". The sign of a negative seed is dropped.
-    """
-    number = seed if choice == 0 else int.from_bytes(hashlib.sha256(f"{seed}:{choice}".encode()).digest()[:8], "little")
-    return number & (2**63 - 1)
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-Body = TypeVar("Body", bound=_Sampling)
+Body = TypeVar("Body", ChatRequest, CompletionRequest)
 
 
 def parse(kind: type[Body], body: Mapping[str, Any]) -> Body:
     """The checked request. RequestError with the field's path in `param`."""
-    refuse_unsupported(body)
+    refuse_unsupported(body, CHAT_NEUTRAL if kind is ChatRequest else COMPLETION_NEUTRAL)
     request = validated(kind, body)
-    if request.stream_options is not None and not request.stream:
-        raise RequestError("stream_options is allowed only with stream: true", param="stream_options")
-    if isinstance(request, CompletionRequest) and len(request.prompt) * request.num_choices > MAX_CHOICES:
-        raise RequestError(f"prompt × n must not exceed {MAX_CHOICES} generations", param="n")
+    request.check()
     return request
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def validated(kind: type[Model], body: Mapping[str, Any]) -> Model:
-    """The body as a model of this kind. RequestError with the path of the first wrong field in `param`."""
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        raise _first_mistake(error) from None
-
-
-_RULES = {
-    "model_type": "must be an object",
-    "list_type": "must be a list",
-    "string_type": "must be a string",
-    "int_type": "must be an integer",
-    "bool_type": "must be a boolean",
-    "float_type": "must be a number",
-}
-
-
-def _first_mistake(error: ValidationError) -> RequestError:
-    mistake = error.errors(include_url=False, include_context=False)[0]
-    param = _path(mistake["loc"])
-    if mistake["type"] == "missing":
-        return RequestError(f"{param} is required", param=param)
-    rule = _RULES.get(mistake["type"]) or _rule(mistake["msg"])
-    return RequestError(f"{param} {rule}, got {_shown(mistake['input'])}", param=param)
-
-
-def _rule(message: str) -> str:
-    rule = message.removeprefix("Value error, ").partition(" after validation")[0]
-    return re.sub(r"^\w+ should", "must", rule)
-
-
-def _path(location: Sequence[str | int]) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.removeprefix(".")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from tinycluster.cluster.generation import Delta
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.serve.choices import Choices
+from tinycluster.serve.chunks import DONE, Chunks
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import reply_for
+from tinycluster.serve.keep_alive import COMMENT, KeepAlive
 from tinycluster.serve.limited_send import LimitedSend
 
 log = logging.getLogger(__name__)
@@ -25,44 +24,8 @@ log = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 30.0
 """A client that does not read for so long is dropped, and its blocks are freed."""
 
-Kind = Literal["chat.completion", "text_completion"]
-DONE = "data: [DONE]\n\n"
-
-
-class Chunks:
-    """The JSON of one answer's chunks. What repeats in every chunk is encoded once: a token costs one string."""
-
-    def __init__(self, kind: Kind, head: Mapping[str, Any], include_usage: bool) -> None:
-        self._is_chat = kind == "chat.completion"
-        self._include_usage = include_usage
-        chunk = {**head, "object": "chat.completion.chunk" if self._is_chat else kind}
-        self._open = f"data: {json.dumps(chunk)[:-1]}, "
-        self._close = ', "usage": null}\n\n' if include_usage else "}\n\n"
-
-    def opening(self, choice: int) -> str:
-        """The first chunk of a chat choice carries the role; completions have none."""
-        return self._chunk(choice, '{"role": "assistant", "content": ""}', "null") if self._is_chat else ""
-
-    def delta(self, choice: int, delta: Delta) -> str:
-        """A chunk with the text, if any, and one with the finish reason, if it is the end."""
-        text = self._chunk(choice, self._text(delta.text), "null") if delta.text else ""
-        if delta.finish_reason is None:
-            return text
-        end = f'{quoted(delta.finish_reason)}, "stop_reason": {json.dumps(delta.stop_reason)}'
-        return text + self._chunk(choice, "{}" if self._is_chat else '""', end)
-
-    def usage(self, usage: Mapping[str, int]) -> str:
-        if not self._include_usage:
-            return ""
-        return f'{self._open}"choices": [], "usage": {json.dumps(usage)}}}\n\n'
-
-    def _text(self, text: str) -> str:
-        return f'{{"content": {quoted(text)}}}' if self._is_chat else quoted(text)
-
-    def _chunk(self, choice: int, content: str, finish_reason: str) -> str:
-        field = "delta" if self._is_chat else "text"
-        end = f'"logprobs": null, "finish_reason": {finish_reason}}}]{self._close}'
-        return f'{self._open}"choices": [{{"index": {choice}, "{field}": {content}, {end}'
+KEEP_ALIVE_S = 15.0
+"""A stream in which nothing comes for so long gets a comment, which ends the time for an HTTP error, too."""
 
 
 class Write(NamedTuple):
@@ -116,13 +79,23 @@ class EventStream(Response):
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
-        limited = LimitedSend(send, SEND_TIMEOUT_S)
+        start: Message = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+
+        async def send_comment() -> None:
+            nonlocal has_started
+            if not has_started:
+                has_started = True
+                await send(start)
+            await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+
+        limited, keep_alive = LimitedSend(send, SEND_TIMEOUT_S), KeepAlive(send_comment, KEEP_ALIVE_S)
         try:
-            async with limited, aclosing(events(self._choices, self._chunks)) as stream:
+            async with limited, keep_alive, aclosing(events(self._choices, self._chunks)) as stream:
                 async for content, is_last in stream:
+                    keep_alive.num_sent += 1
                     if not has_started:
                         has_started = True
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                        await send(start)
                     await limited({"type": "http.response.body", "body": content, "more_body": not is_last})
         except TimeoutError:
             log.warning("a client did not read its stream for %g s and was dropped", SEND_TIMEOUT_S)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError
 from tinycluster.serve.body import read_object
-from tinycluster.serve.protocol import ChatRequest, Message, TokenId, validated
+from tinycluster.serve.fields import TokenId, validated
+from tinycluster.serve.messages import Messages, template_messages
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.unsupported import refuse_unsupported
 
@@ -25,7 +26,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -53,8 +54,7 @@ def add_tokenize_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await read_object(request)
-        # The prompt of a chat is rendered as for an answer, where this field says how it ends.
-        refuse_unsupported({name: value for name, value in body.items() if name != "add_generation_prompt"})
+        refuse_unsupported(body)
         asked = validated(TokenizeRequest, body)
         if (asked.prompt is None) == (asked.messages is None):
             raise RequestError("exactly one of prompt and messages is required", "prompt")
@@ -77,9 +77,8 @@ def _token_ids(engine: Engine, asked: TokenizeRequest) -> list[int]:
     if asked.messages is None:
         assert asked.prompt is not None
         return engine.tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
-    messages = ChatRequest(messages=asked.messages).template_messages()
     return engine.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=asked.add_generation_prompt is not False
+        template_messages(asked.messages), add_generation_prompt=asked.add_generation_prompt is not False
     )
 
 

@@ -10,50 +10,45 @@ from typing import Any
 
 from tinycluster.engine.errors import RequestError
 
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "allowed_token_ids": ([],),
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
+Neutral = Mapping[str, tuple[Any, ...]]
+"""The neutral values of each field; null is neutral everywhere."""
+
+EVERYWHERE: Neutral = {
+    # A template is a program: only the model's own is run, with variables of ours.
     "chat_template": (),
     "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "frequency_penalty": (0, 0.0),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "min_tokens": (0,),
+    "use_beam_search": (False,),
+}
+CHAT_NEUTRAL: Neutral = {
+    **EVERYWHERE,
+    "add_special_tokens": (False,),
+    "audio": (),
+    "best_of": (1,),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
     "modalities": (["text"],),
-    "prediction": (),
-    "presence_penalty": (0, 0.0),
-    "prompt_logprobs": (),
-    "repetition_penalty": (1, 1.0),
-    "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "structured_outputs": ({},),
+    "web_search_options": (),
+}
+COMPLETION_NEUTRAL: Neutral = {
+    **EVERYWHERE,
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "web_search_options": (),
 }
 
 
-def refuse_unsupported(body: Mapping[str, Any]) -> None:
+def refuse_unsupported(body: Mapping[str, Any], neutral: Neutral = EVERYWHERE) -> None:
     """RequestError for the first field with a value that is neither null nor neutral."""
-    for name, neutral in _NEUTRAL.items():
+    for name, values in neutral.items():
         value = body.get(name)
-        if value is not None and not any(_same(value, item) for item in neutral):
+        if value is not None and not any(_same(value, item) for item in values):
             raise RequestError(f"{name} is not supported", param=name)
 
 

@@ -9,29 +9,26 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinycluster.cluster.generation import Delta
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.engine.errors import ContextLengthError, QueueFullError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
-from tinycluster.engine.request import FinishReason, RequestOptions, SamplingParams
+from tinycluster.engine.request import FinishReason, PromptProgress, RequestOptions, SamplingParams, TokenLogprobs
 
 ALONE = RequestOptions()
 USE = CacheUse(num_blocks=8, block_tokens=16, num_free=5, num_used=2, num_cached=1)
 TINY = ModelConfig("llama", 256, 8, 8, 1, 1, 1, 8, 1e-5, 1000)
-
-
-@dataclass(frozen=True)
-class FakeDelta:
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-    logits: tuple[bytes, ...] = ()
+END = 0
+"""A control token: it has no text."""
+NUM_CACHED = 2
+"""Tokens of every prompt that the prefix cache has, if the prompt has more."""
 
 
 class ByteTokenizer:
-    """UTF-8 bytes; a chat's prompt is its last message."""
+    """UTF-8 bytes; a chat's prompt is its last message. END is a control token."""
 
     vocab_size = 256
+    strips_leading_space = False
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())
@@ -39,17 +36,31 @@ class ByteTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(token_ids).decode(errors="replace")
 
+    def token_bytes(self, token_id: int, *, skip_special_tokens: bool = True) -> bytes:
+        return b"" if skip_special_tokens and self.is_special(token_id) else bytes([token_id])
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == END
+
+    def spelling(self, token_id: int) -> str:
+        return chr(token_id)
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         return self.encode(messages[-1]["content"], add_special_tokens=False)
 
-    def spelling(self, token_id: int) -> str:
-        return chr(token_id)
+
+def fake_logprobs(token: int, position: int, num_top: int) -> TokenLogprobs:
+    """The most likely tokens are token, token + 1 and so on, the first with a logprob that tells its position."""
+    first = -(position + 1) / 64
+    top = tuple(((token + rank) % 256, first - rank) for rank in range(num_top))
+    return TokenLogprobs(first, 1, top)
 
 
 @dataclass
@@ -66,6 +77,7 @@ class FakeEngine:
     is_ready: bool = True
     running: set[int] = field(default_factory=set)
     submitted: list[SamplingParams] = field(default_factory=list)
+    options: list[RequestOptions] = field(default_factory=list)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
     config: ModelConfig = TINY
     statistics: EngineStatistics = field(default_factory=lambda: EngineStatistics(max_model_len=1000))
@@ -83,15 +95,24 @@ class FakeEngine:
     def submit(
         self, prompt_token_ids: Sequence[int], sampling: SamplingParams, options: RequestOptions = ALONE
     ) -> FakeGeneration:
-        self.submitted.append(sampling)
+        return self.submit_choices(prompt_token_ids, [sampling], options)[0]
+
+    def submit_choices(
+        self, prompt_token_ids: Sequence[int], choices: Sequence[SamplingParams], options: RequestOptions = ALONE
+    ) -> list[FakeGeneration]:
         text = bytes(prompt_token_ids).decode(errors="replace")
         if len(prompt_token_ids) >= self.max_model_len:
             raise ContextLengthError(f"the prompt has {len(prompt_token_ids)} tokens, the context {self.max_model_len}")
         if text == "full":
             raise QueueFullError("the queue is full", retry_after_s=3)
+        self.submitted += choices
+        self.options.append(options)
+        return [self._generation(tuple(prompt_token_ids), sampling, options) for sampling in choices]
+
+    def _generation(self, prompt: tuple[int, ...], sampling: SamplingParams, options: RequestOptions) -> FakeGeneration:
         request_id = next(self._ids)
         self.running.add(request_id)
-        return FakeGeneration(self, request_id, text, sampling)
+        return FakeGeneration(self, request_id, prompt, sampling, options)
 
     def check_ready(self) -> None:
         if not self.is_ready:
@@ -99,32 +120,68 @@ class FakeEngine:
 
 
 class FakeGeneration:
-    def __init__(self, engine: FakeEngine, request_id: int, prompt: str, sampling: SamplingParams) -> None:
-        self._engine, self._request_id, self._prompt, self._sampling = engine, request_id, prompt, sampling
+    def __init__(
+        self,
+        engine: FakeEngine,
+        request_id: int,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        options: RequestOptions,
+    ) -> None:
+        self._engine, self._request_id, self._sampling, self._options = engine, request_id, sampling, options
+        self._prompt_token_ids, self._prompt = prompt, bytes(prompt).decode(errors="replace")
 
-    async def __aiter__(self) -> AsyncIterator[FakeDelta]:
+    async def __aiter__(self) -> AsyncIterator[Delta]:
         for number, delta in enumerate(self._deltas()):
             while number and self._engine.gate is not None and not self._engine.gate.acquire(blocking=False):
                 await asyncio.sleep(0.001)
             yield delta
         self.abort()
 
-    def __iter__(self) -> Iterator[FakeDelta]:
+    def __iter__(self) -> Iterator[Delta]:
         yield from self._deltas()
         self.abort()
 
     def abort(self) -> None:
         self._engine.running.discard(self._request_id)
 
-    def _deltas(self) -> Iterator[FakeDelta]:
-        if self._prompt == "lost at once":
-            raise UnavailableError("rank 1 was lost")
+    def _deltas(self) -> Iterator[Delta]:
+        if self._prompt in FAULTS_AT_ONCE:
+            raise FAULTS_AT_ONCE[self._prompt]()
+        yield from self._prompt_deltas()
         text, reason, stop = self._answer()
+        position, progress = 0, self._progress(len(self._prompt_token_ids))
         for number, character in enumerate(text):
             if number == 1 and self._prompt in FAULTS:
                 raise FAULTS[self._prompt]()
-            yield FakeDelta(tuple(character.encode()), character)
-        yield FakeDelta((), "", reason, stop)
+            tokens = tuple(character.encode())
+            yield Delta(tokens, character, logprobs=self._logprobs(tokens, position), progress=progress)
+            position, progress = position + len(tokens), None
+        yield Delta((), "", reason, stop, progress=progress)
+
+    def _prompt_deltas(self) -> Iterator[Delta]:
+        """The prompt is computed in two steps: without an output each, unless one was asked for."""
+        prompt, num_top = self._prompt_token_ids, self._sampling.prompt_logprobs
+        half = (len(prompt) + 1) // 2
+        for first, end in ((1, half), (half, len(prompt))):
+            logprobs: tuple[TokenLogprobs, ...] = ()
+            if num_top is not None:
+                places = range(max(first, 1), end)
+                logprobs = tuple(fake_logprobs(prompt[place], place, num_top) for place in places)
+            progress = self._progress(end) if self._options.report_progress and end < len(prompt) else None
+            if logprobs or progress:
+                yield Delta((), "", prompt_logprobs=logprobs, progress=progress)
+
+    def _progress(self, num_computed: int) -> PromptProgress:
+        num_tokens = len(self._prompt_token_ids)
+        return PromptProgress(num_tokens, NUM_CACHED if num_tokens > NUM_CACHED else 0, num_computed)
+
+    def _logprobs(self, tokens: tuple[int, ...], position: int) -> tuple[TokenLogprobs, ...]:
+        if self._sampling.logprobs is None:
+            return ()
+        return tuple(
+            fake_logprobs(token, position + index, self._sampling.logprobs) for index, token in enumerate(tokens)
+        )
 
     def _answer(self) -> tuple[str, FinishReason, str | None]:
         sampled = self._sampling.temperature > 0 and self._sampling.seed is not None
@@ -141,4 +198,7 @@ class FakeGeneration:
 FAULTS: dict[str, Callable[[], Exception]] = {
     "lost": lambda: UnavailableError("rank 1 was lost"),
     "bug": lambda: ZeroDivisionError("secret detail"),
+}
+FAULTS_AT_ONCE: dict[str, Callable[[], Exception]] = {
+    "lost at once": lambda: UnavailableError("rank 1 was lost"),
 }

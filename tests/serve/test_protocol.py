@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.serve.fake_engine import ByteTokenizer
 from tinycluster.engine.errors import RequestError
-from tinycluster.engine.request import SamplingParams
-from tinycluster.serve.protocol import MAX_CHOICES, ChatRequest, CompletionRequest, choice_seed, parse
+from tinycluster.engine.request import RequestOptions, SamplingParams
+from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
+from tinycluster.serve.sampling_fields import MAX_CHOICES, choice_seed
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 
@@ -22,21 +24,49 @@ LIST = st.lists(st.booleans(), min_size=1, max_size=2)
 OBJECT = st.dictionaries(TEXT, WHOLE, min_size=1, max_size=2)
 FLAG = st.booleans()
 
+NUMBERS = [
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "timeout",
+]
+INTEGERS = ["n", "max_tokens", "min_tokens", "top_k", "seed", "prompt_logprobs", "truncate_prompt_tokens", "priority"]
+FLAGS = [
+    "stream",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "return_token_ids",
+    "return_progress",
+    "store",
+]
+STRINGS = ["model", "cache_salt", "session_id", "user", "service_tier"]
+OBJECTS = ["stream_options", "logit_bias", "metadata"]
+LISTS = ["stop_token_ids", "bad_words", "allowed_token_ids"]
 WRONG_TYPES = {
-    "model": WHOLE | FRACTION | FLAG | LIST | OBJECT,
-    "stream": WHOLE | FRACTION | TEXT | LIST | OBJECT,
-    "stream_options": WHOLE | FRACTION | TEXT | FLAG | LIST,
-    "n": FLAG | TEXT | FRACTION | LIST | OBJECT,
-    "max_tokens": FLAG | TEXT | FRACTION | LIST | OBJECT,
-    "temperature": FLAG | TEXT | LIST | OBJECT,
-    "top_p": FLAG | TEXT | LIST | OBJECT,
-    "top_k": FLAG | TEXT | FRACTION | LIST | OBJECT,
-    "min_p": FLAG | TEXT | LIST | OBJECT,
-    "seed": FLAG | TEXT | FRACTION | LIST | OBJECT,
+    **dict.fromkeys(NUMBERS, FLAG | TEXT | LIST | OBJECT),
+    **dict.fromkeys(INTEGERS, FLAG | TEXT | FRACTION | LIST | OBJECT),
+    **dict.fromkeys(FLAGS, WHOLE | FRACTION | TEXT | LIST | OBJECT),
+    **dict.fromkeys(STRINGS, WHOLE | FRACTION | FLAG | LIST | OBJECT),
+    **dict.fromkeys(OBJECTS, WHOLE | FRACTION | TEXT | FLAG | LIST),
+    **dict.fromkeys(LISTS, WHOLE | FRACTION | FLAG | TEXT | LIST | OBJECT),
     "stop": WHOLE | FRACTION | FLAG | LIST | OBJECT,
-    "stop_token_ids": WHOLE | FRACTION | FLAG | TEXT | LIST | OBJECT,
-    "ignore_eos": WHOLE | FRACTION | TEXT | LIST | OBJECT,
-    "include_stop_str_in_output": WHOLE | FRACTION | TEXT | LIST | OBJECT,
+}
+WRONG_CHAT_TYPES = {
+    "max_completion_tokens": FLAG | TEXT | FRACTION | LIST | OBJECT,
+    "logprobs": WHOLE | FRACTION | TEXT | LIST | OBJECT,
+    "top_logprobs": FLAG | TEXT | FRACTION | LIST | OBJECT,
+    "add_generation_prompt": WHOLE | FRACTION | TEXT | LIST | OBJECT,
+    "continue_final_message": WHOLE | FRACTION | TEXT | LIST | OBJECT,
+}
+WRONG_COMPLETION_TYPES = {
+    "logprobs": FLAG | TEXT | FRACTION | LIST | OBJECT,
+    "best_of": FLAG | TEXT | FRACTION | LIST | OBJECT,
+    "echo": WHOLE | FRACTION | TEXT | LIST | OBJECT,
+    "add_special_tokens": WHOLE | FRACTION | TEXT | LIST | OBJECT,
 }
 
 
@@ -48,57 +78,106 @@ def refusal(kind: type[Any], **body: Any) -> RequestError:
     return caught.value
 
 
-@given(st.sampled_from(sorted(WRONG_TYPES)), st.data())
-def test_a_wrong_type_in_any_field_is_refused_with_its_name(field: str, data: st.DataObject) -> None:
-    value = data.draw(WRONG_TYPES[field])
-    for error in (
-        refusal(ChatRequest, messages=HELLO, **{field: value}),
-        refusal(CompletionRequest, prompt="hello", **{field: value}),
-    ):
-        assert error.param is not None
-        assert error.param.split("[")[0].split(".")[0] == field
+CHAT = (ChatRequest, {"messages": HELLO}, WRONG_TYPES | WRONG_CHAT_TYPES)
+COMPLETION = (CompletionRequest, {"prompt": "hello"}, WRONG_TYPES | WRONG_COMPLETION_TYPES)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *[("n", value) for value in (0, -1, MAX_CHOICES + 1, 2**31, 10**9)],
-        *[("max_tokens", value) for value in (-1, 0, 2**31)],
-        *[("temperature", value) for value in (-0.1, 2.1, math.nan, math.inf, 10**400)],
-        *[("top_p", value) for value in (0, -1, 1.1)],
-        *[("min_p", value) for value in (-0.1, 1.1)],
-        *[("top_k", value) for value in (-2, -5)],
-        *[("seed", value) for value in (2**63, -(2**63) - 1)],
-        *[("stop", value) for value in (["a"] * 5, [""], "", "x" * 2000)],
-        *[("stop_token_ids", value) for value in ([-1], [2**31], [0] * 65)],
-    ],
-)
-def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
+@pytest.mark.parametrize(("kind", "required", "wrong"), [CHAT, COMPLETION])
+@given(data=st.data())
+def test_a_wrong_type_in_any_field_is_refused_with_its_name(
+    kind: type[Any], required: dict[str, Any], wrong: dict[str, Any], data: st.DataObject
+) -> None:
+    field = data.draw(st.sampled_from(sorted(wrong)))
+    error = refusal(kind, **required, **{field: data.draw(wrong[field])})
+    assert error.param is not None
+    assert error.param.split("[")[0].split(".")[0] == field
+
+
+BEYOND = {
+    "n": (0, -1, MAX_CHOICES + 1, 2**31, 10**9),
+    "max_tokens": (-1, 2**31),
+    "min_tokens": (-1, 2**31),
+    "temperature": (-0.1, 2.1, math.nan, math.inf, 10**400),
+    "top_p": (0, -1, 1.1),
+    "min_p": (-0.1, 1.1),
+    "top_k": (-2, -5),
+    "seed": (2**63, -(2**63) - 1),
+    "presence_penalty": (-2.1, 2.1, math.nan),
+    "frequency_penalty": (-2.1, 2.1, math.inf),
+    "repetition_penalty": (0, -1, 1001, math.nan),
+    "logit_bias": (
+        {"foo": 1},
+        {"-1": 1},
+        {"": 1},
+        {" 5": 1},
+        {"5": 1, "05": 2},
+        {"٣": 1},
+        {"9" * 11: 1},
+        {str(token): 0 for token in range(1025)},
+    ),
+    "bad_words": ([""], [" "], ["x" * 129], ["x"] * 129, [3]),
+    "allowed_token_ids": ([], [-1], [2**31]),
+    "stop": (["a"] * 5, [""], "", "x" * 2000),
+    "stop_token_ids": ([-1], [2**31], [0] * 65),
+    "prompt_logprobs": (-1, 21),
+    "truncate_prompt_tokens": (0, -2),
+    "priority": (2**31, -(2**31) - 1),
+    "cache_salt": ("", "x" * 1025),
+    "session_id": ("", "x" * 513),
+    "timeout": (0, -1, 86401, math.nan, math.inf),
+}
+BEYOND_CHAT = {"max_tokens": (0,), "max_completion_tokens": (0, -1, 2**31), "top_logprobs": (-1, 21, 3)}
+BEYOND_COMPLETION = {"max_tokens": (0,), "logprobs": (-1, 21), "best_of": (0, MAX_CHOICES + 1)}
+
+
+def rows(table: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(field, value) for field, values in table.items() for value in values]
+
+
+@pytest.mark.parametrize(("field", "value"), rows(BEYOND) + rows(BEYOND_CHAT))
+def test_values_out_of_range_are_refused_in_a_chat(field: str, value: Any) -> None:
     error = refusal(ChatRequest, messages=HELLO, **{field: value})
     assert error.param in (field, f"{field}[0]")
 
 
+@pytest.mark.parametrize(("field", "value"), rows(BEYOND) + rows(BEYOND_COMPLETION))
+def test_values_out_of_range_are_refused_in_a_completion(field: str, value: Any) -> None:
+    error = refusal(CompletionRequest, prompt="hello", **{field: value})
+    assert error.param in (field, f"{field}[0]")
+
+
+def test_a_bias_out_of_range_is_refused_with_its_token() -> None:
+    assert refusal(ChatRequest, messages=HELLO, logit_bias={"5": 100.5}).param == "logit_bias.5"
+
+
 @pytest.mark.parametrize(
-    "messages",
+    ("fields", "param"),
     [
-        None,
-        "text",
-        [],
-        [123],
-        [{}],
-        [{"role": "user"}],
-        [{"role": 123, "content": "x"}],
-        [{"role": "wizard", "content": "x"}],
-        [{"role": "tool", "content": "x"}],
-        [{"role": "user", "content": 123}],
-        [{"role": "user", "content": None}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
-        [{"role": "user", "content": [{"type": "text", "text": 3}]}],
-        [{"role": "user", "content": ["x"]}],
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+        ({"min_tokens": 6, "max_tokens": 9, "max_completion_tokens": 5}, "min_tokens"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"top_logprobs": 1, "logprobs": False}, "top_logprobs"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ],
 )
-def test_messages_of_another_form_are_refused(messages: Any) -> None:
-    assert (refusal(ChatRequest, messages=messages).param or "").startswith("messages")
+def test_fields_of_a_chat_that_contradict_each_other_are_refused(fields: dict[str, Any], param: str) -> None:
+    assert refusal(ChatRequest, messages=HELLO, **fields).param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"prompt": ["x", "y"], "best_of": MAX_CHOICES}, "n"),
+        ({"max_tokens": 0, "echo": False}, "max_tokens"),
+        ({"min_tokens": 17}, "min_tokens"),
+    ],
+)
+def test_fields_of_a_completion_that_contradict_each_other_are_refused(fields: dict[str, Any], param: str) -> None:
+    assert refusal(CompletionRequest, **{"prompt": "hello", **fields}).param == param
 
 
 @pytest.mark.parametrize(
@@ -108,66 +187,71 @@ def test_prompts_of_another_form_are_refused(prompt: Any) -> None:
     assert refusal(CompletionRequest, prompt=prompt).param == "prompt"
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("logit_bias", {"5": 1}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "sound"}),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 3),
-        ("presence_penalty", 0.5),
-        ("presence_penalty", False),
-        ("frequency_penalty", "0"),
-        ("repetition_penalty", 1.1),
-        ("best_of", 2),
-        ("best_of", True),
-        ("echo", True),
-        ("suffix", "x"),
-        ("chat_template", "{{ 1 }}"),
-        ("chat_template_kwargs", {"a": 1}),
-        ("min_tokens", 1),
-    ],
-)
-def test_fields_that_would_change_the_answer_are_refused_where_not_supported(field: str, value: Any) -> None:
+UNSUPPORTED = {
+    "chat_template": ("{{ 1 }}",),
+    "chat_template_kwargs": ({"a": 1},),
+    "guided_json": ({"type": "object"},),
+    "use_beam_search": (True, 1),
+}
+UNSUPPORTED_IN_CHAT = {
+    "audio": ({"voice": "alloy"},),
+    "best_of": (2, True),
+    "documents": ([{"text": "x"}],),
+    "echo": (True,),
+    "functions": ([{"name": "f"}],),
+    "function_call": ({"name": "f"},),
+    "modalities": (["text", "audio"],),
+    "web_search_options": ({},),
+}
+UNSUPPORTED_IN_COMPLETIONS = {
+    "suffix": ("x",),
+    "tools": ([{"type": "function"}],),
+    "tool_choice": ("required",),
+    "top_logprobs": (3,),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), rows(UNSUPPORTED | UNSUPPORTED_IN_CHAT))
+def test_fields_that_would_change_a_chat_are_refused_where_not_supported(field: str, value: Any) -> None:
     assert refusal(ChatRequest, messages=HELLO, **{field: value}).param == field
 
 
+@pytest.mark.parametrize(("field", "value"), rows(UNSUPPORTED | UNSUPPORTED_IN_COMPLETIONS))
+def test_fields_that_would_change_a_completion_are_refused_where_not_supported(field: str, value: Any) -> None:
+    assert refusal(CompletionRequest, prompt="hello", **{field: value}).param == field
+
+
 def test_neutral_values_of_unsupported_fields_and_unknown_fields_are_fine() -> None:
-    parse(
-        ChatRequest,
-        {
-            "messages": HELLO,
-            "logit_bias": {},
-            "tools": None,
-            "tool_choice": "auto",
-            "response_format": {"type": "text"},
-            "logprobs": False,
-            "presence_penalty": 0,
-            "frequency_penalty": 0.0,
-            "user": "someone",
-            "metadata": {"a": "b"},
-            "unheard_of": [1, 2, 3],
-        },
-    )
+    neutral = {"logit_bias": {}, "chat_template_kwargs": {}, "use_beam_search": False, "unheard_of": [1, 2, 3]}
+    chat = {"functions": [], "echo": False, "best_of": 1, "modalities": ["text"], "logprobs": False, "top_logprobs": 0}
+    assert samplings(ChatRequest, messages=HELLO, **neutral, **chat) == [SamplingParams()]
+    completion = {"suffix": "", "tools": [], "tool_choice": "none", "top_logprobs": 0}
+    assert samplings(CompletionRequest, prompt="x", **neutral, **completion) == [SamplingParams(max_tokens=16)]
+
+
+def test_fields_that_change_nothing_are_accepted() -> None:
+    fields = {"user": "someone", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "session_id": "s"}
+    assert parse(ChatRequest, {"messages": HELLO, **fields}).options("", None) == RequestOptions()
+
+
+def samplings(kind: type[Any], **body: Any) -> list[SamplingParams]:
+    return list(parse(kind, body).samplings(ByteTokenizer()))
 
 
 def test_null_stands_for_the_default_in_every_field() -> None:
-    nulls = dict.fromkeys([*WRONG_TYPES, "max_completion_tokens", "tools", "logit_bias"])
-    assert parse(ChatRequest, {"messages": HELLO, **nulls}).sampling(0) == SamplingParams()
+    nulls = dict.fromkeys([*WRONG_TYPES, *WRONG_CHAT_TYPES, *UNSUPPORTED, *UNSUPPORTED_IN_CHAT])
+    assert samplings(ChatRequest, messages=HELLO, **nulls) == [SamplingParams()]
+    nulls = dict.fromkeys([*WRONG_TYPES, *WRONG_COMPLETION_TYPES, *UNSUPPORTED, *UNSUPPORTED_IN_COMPLETIONS])
+    assert samplings(CompletionRequest, prompt="x", **nulls) == [SamplingParams(max_tokens=16)]
 
 
 def test_defaults_are_openais() -> None:
-    assert parse(ChatRequest, {"messages": HELLO}).sampling(0) == SamplingParams()
-    assert parse(CompletionRequest, {"prompt": "x"}).sampling(0) == SamplingParams(max_tokens=16)
+    assert samplings(ChatRequest, messages=HELLO) == [SamplingParams()]
+    assert samplings(CompletionRequest, prompt="x") == [SamplingParams(max_tokens=16)]
 
 
 def test_all_sampling_fields_reach_the_engine() -> None:
     body = {
-        "messages": HELLO,
         "temperature": 1,
         "top_k": 10**12,
         "top_p": 0.5,
@@ -178,38 +262,78 @@ def test_all_sampling_fields_reach_the_engine() -> None:
         "stop_token_ids": [3],
         "ignore_eos": True,
         "include_stop_str_in_output": True,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -2,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"20": -100, "3": 1.5},
+        "min_tokens": 2,
+        "bad_words": ["ab"],
+        "allowed_token_ids": [9, 3, 9],
+        "skip_special_tokens": False,
+        "prompt_logprobs": 4,
     }
-    expected = SamplingParams(1, 2**31 - 1, 0.5, 0.1, 7, 9, ("end",), (3,), True, True)
-    assert parse(ChatRequest, body).sampling(0) == expected
+    expected = SamplingParams(
+        1,
+        2**31 - 1,
+        0.5,
+        0.1,
+        7,
+        9,
+        ("end",),
+        (3,),
+        True,
+        True,
+        presence_penalty=0.5,
+        frequency_penalty=-2,
+        repetition_penalty=1.5,
+        logit_bias=((3, 1.5), (20, -100)),
+        min_tokens=2,
+        bad_words=((97, 98),),
+        allowed_token_ids=(3, 9),
+        logprobs=5,
+        prompt_logprobs=4,
+        skip_special_tokens=False,
+    )
+    assert samplings(ChatRequest, messages=HELLO, **body, logprobs=True, top_logprobs=5) == [expected]
+    assert samplings(CompletionRequest, prompt="x", **body, logprobs=5) == [expected]
+
+
+def test_all_options_reach_the_engine() -> None:
+    body = {"priority": -3, "cache_salt": "pepper", "timeout": 1.5, "return_progress": True, "stream": True}
+    expected = RequestOptions(-3, "someone", "someone:pepper", 1.5, None, True)
+    assert parse(ChatRequest, {"messages": HELLO, **body}).options("someone", None) == expected
+    whole = parse(ChatRequest, {"messages": HELLO, "return_progress": True})
+    assert whole.options("someone", None) == RequestOptions(client="someone", cache_salt="someone")
+
+
+def test_logprobs_without_alternatives_are_still_asked_for() -> None:
+    assert samplings(ChatRequest, messages=HELLO, logprobs=True)[0].logprobs == 0
+    assert samplings(CompletionRequest, prompt="x", logprobs=0)[0].logprobs == 0
+
+
+def test_an_echo_with_logprobs_needs_the_prompts() -> None:
+    (sampling,) = samplings(CompletionRequest, prompt="x", echo=True, logprobs=3)
+    assert (sampling.logprobs, sampling.prompt_logprobs) == (3, 3)
+    (sampling,) = samplings(CompletionRequest, prompt="x", echo=True, logprobs=3, prompt_logprobs=7)
+    assert (sampling.logprobs, sampling.prompt_logprobs) == (3, 7)
+    assert samplings(CompletionRequest, prompt="x", echo=True)[0].prompt_logprobs is None
+
+
+def test_an_echo_may_generate_nothing_but_the_prompt_is_computed() -> None:
+    assert samplings(CompletionRequest, prompt="x", echo=True, max_tokens=0)[0].max_tokens == 1
+
+
+def test_the_best_of_several_is_found_by_their_logprobs() -> None:
+    candidates = samplings(CompletionRequest, prompt="x", n=2, best_of=3, seed=7)
+    assert [candidate.logprobs for candidate in candidates] == [0, 0, 0]
+    assert [candidate.seed for candidate in candidates] == [choice_seed(7, choice) for choice in range(3)]
+    assert [c.logprobs for c in samplings(CompletionRequest, prompt="x", n=2, best_of=2)] == [None, None]
 
 
 def test_max_completion_tokens_wins_over_max_tokens() -> None:
     body = {"messages": HELLO, "max_tokens": 5, "max_completion_tokens": 9}
-    assert parse(ChatRequest, body).sampling(0).max_tokens == 9
-
-
-def test_stream_options_need_a_stream() -> None:
-    assert refusal(ChatRequest, messages=HELLO, stream_options={"include_usage": True}).param == "stream_options"
-
-
-def test_text_parts_are_joined_by_line_and_developer_is_system() -> None:
-    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    request = parse(ChatRequest, {"messages": [{"role": "developer", "content": parts}]})
-    assert request.template_messages() == [{"role": "system", "content": "one\ntwo"}]
+    assert parse(ChatRequest, body).limit() == 9
 
 
 def test_prompts_times_n_are_bounded() -> None:
     refusal(CompletionRequest, prompt=["x"] * (MAX_CHOICES // 2 + 1), n=2)
-
-
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, MAX_CHOICES - 1))
-def test_choice_seeds_fit_the_sampler_and_the_first_is_the_requests_own(seed: int, choice: int) -> None:
-    assert 0 <= choice_seed(seed, choice) < 2**63
-    if seed >= 0:
-        assert choice_seed(seed, 0) == seed
-
-
-def test_choice_seeds_differ_and_never_change() -> None:
-    seeds = [choice_seed(7, choice) for choice in range(MAX_CHOICES)]
-    assert len(set(seeds)) == MAX_CHOICES
-    assert seeds[:3] == [7, 7183275176577900759, 916892098519862925]

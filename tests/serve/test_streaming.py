@@ -16,10 +16,12 @@ import pytest
 from starlette.types import Message
 
 from tests.serve.conftest import StartServer
-from tests.serve.fake_engine import FakeDelta, FakeEngine
+from tests.serve.fake_engine import FakeEngine
+from tinycluster.cluster.generation import Delta
 from tinycluster.serve import stream
 from tinycluster.serve.choices import Choices
-from tinycluster.serve.stream import Chunks, EventStream, Write, events
+from tinycluster.serve.chunks import Chunks
+from tinycluster.serve.stream import EventStream, Write, events
 
 HEAD = {"id": "x", "created": 1, "model": "fake"}
 
@@ -27,10 +29,10 @@ HEAD = {"id": "x", "created": 1, "model": "fake"}
 class Scripted:
     """A generation that plays its deltas, each when its turn is set: choices with the same turns step together."""
 
-    def __init__(self, deltas: list[FakeDelta], turns: list[asyncio.Event]) -> None:
+    def __init__(self, deltas: list[Delta], turns: list[asyncio.Event]) -> None:
         self.deltas, self.turns, self.is_aborted = deltas, turns, False
 
-    async def __aiter__(self) -> AsyncIterator[FakeDelta]:
+    async def __aiter__(self) -> AsyncIterator[Delta]:
         for delta, turn in zip(self.deltas, self.turns, strict=True):
             await turn.wait()
             yield delta
@@ -39,8 +41,8 @@ class Scripted:
         self.is_aborted = True
 
 
-def text_deltas(text: str) -> list[FakeDelta]:
-    return [FakeDelta((ord(c),), c, "stop" if i == len(text) - 1 else None) for i, c in enumerate(text)]
+def text_deltas(text: str) -> list[Delta]:
+    return [Delta((ord(c),), c, "stop" if i == len(text) - 1 else None) for i, c in enumerate(text)]
 
 
 @pytest.mark.parametrize("num_choices", [1, 3])
@@ -69,7 +71,7 @@ def test_a_step_without_new_text_writes_nothing() -> None:
     async def run() -> list[Write]:
         turn = asyncio.Event()
         turn.set()
-        deltas = [FakeDelta((1,), ""), FakeDelta((2,), "é"), FakeDelta((3,), "", "stop")]
+        deltas = [Delta((1,), ""), Delta((2,), "é"), Delta((3,), "", "stop")]
         choices = Choices([Scripted(deltas, [turn] * 3)], 1)
         return [write async for write in events(choices, Chunks("chat.completion", HEAD, include_usage=False))]
 
@@ -79,7 +81,7 @@ def test_a_step_without_new_text_writes_nothing() -> None:
 
 @pytest.mark.parametrize("text", ['"', "\\", "\n\n", "data: x", "\x00", "é", "\u2028", "😀", "</script>"])
 def test_every_text_survives_the_event_format(text: str) -> None:
-    event = Chunks("chat.completion", HEAD, include_usage=False).delta(0, FakeDelta((1,), text))
+    event = Chunks("chat.completion", HEAD, include_usage=False).delta(0, Delta((1,), text))
     assert event.endswith("\n\n")
     assert event.count("\n") == 2
     assert json.loads(event.removeprefix("data: "))["choices"][0]["delta"] == {"content": text}

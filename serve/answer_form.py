@@ -1,0 +1,45 @@
+"""What one request wants to see of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tinycluster.engine.tokenizer import Tokenizer
+
+Kind = Literal["chat.completion", "text_completion"]
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """`head` are the fields that every object of the answer begins with. Of the answers to each prompt `num_choices`
+    are shown. `logprobs` and `prompt_logprobs` are numbers of most likely tokens to show, None shows nothing. `echo`
+    are the texts of the prompts, where they are shown.
+    """
+
+    kind: Kind
+    head: Mapping[str, Any]
+    tokenizer: Tokenizer
+    prompts: Sequence[Sequence[int]]
+    num_choices: int = 1
+    include_usage: bool = False
+    has_continuous_usage: bool = False
+    has_progress: bool = False
+    has_token_ids: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: Sequence[str] | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        return self.kind == "chat.completion"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether text and its end are all: then a token costs the least."""
+        shown = (self.logprobs, self.prompt_logprobs, self.echo)
+        return shown == (None, None, None) and not (
+            self.has_continuous_usage or self.has_progress or self.has_token_ids
+        )

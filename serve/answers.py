@@ -1,0 +1,170 @@
+"""Answers that are sent as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from json.encoder import encode_basestring_ascii as quoted
+
+from tinycluster.cluster.generation import Delta
+from tinycluster.engine.request import FinishReason, TokenLogprobs
+from tinycluster.serve.answer_form import AnswerForm
+from tinycluster.serve.choices import Choices
+from tinycluster.serve.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
+
+
+class Answer:
+    """One choice's text and end, gathered from its deltas. What an answer shows is JSON text."""
+
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+        self.pieces: list[str] = []
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.pieces.append(delta.text)
+        if delta.finish_reason:
+            self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def mean_logprob(self) -> float:
+        raise NotImplementedError
+
+    def logprobs(self) -> str:
+        return "null"
+
+    def of_choice(self) -> dict[str, str]:
+        """Further fields of the choice."""
+        return {}
+
+    def of_prompt(self) -> dict[str, str]:
+        """Further fields that tell about the prompt."""
+        return {}
+
+
+class DetailedAnswer(Answer):
+    """An answer of which tokens or log-probabilities are shown, or by which it is chosen among others."""
+
+    def __init__(self, form: AnswerForm, prompt: int) -> None:
+        super().__init__(prompt)
+        self._form = form
+        self._token_ids: list[int] = []
+        self._sum_logprobs = 0.0
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._chat_logprobs: list[str] = []
+        self._is_echoed = form.echo is None or form.logprobs is None
+        self._logprobs = CompletionLogprobs(
+            form.tokenizer, form.logprobs or 0, skip_special_tokens=form.skip_special_tokens
+        )
+
+    def add(self, delta: Delta) -> None:
+        super().add(delta)
+        self._prompt_logprobs += delta.prompt_logprobs
+        if delta.token_ids:
+            self._token_ids += delta.token_ids
+            self._add_logprobs(delta)
+
+    def _add_logprobs(self, delta: Delta) -> None:
+        self._sum_logprobs += sum(token.logprob for token in delta.logprobs)
+        if self._form.logprobs is None:
+            return
+        if self._form.is_chat:
+            entries = chat_logprobs(self._form.tokenizer, delta.token_ids, delta.logprobs, self._form.logprobs)
+            self._chat_logprobs.append(entries)
+        else:
+            self._echo()
+            self._logprobs.add(delta.token_ids, delta.logprobs)
+
+    def _echo(self) -> None:
+        if not self._is_echoed:
+            self._is_echoed = True
+            self._logprobs.add_prompt(self._form.prompts[self.prompt], self._prompt_logprobs)
+
+    @property
+    def mean_logprob(self) -> float:
+        return self._sum_logprobs / max(len(self._token_ids), 1)
+
+    def logprobs(self) -> str:
+        """The JSON of `logprobs`."""
+        if self._form.logprobs is None:
+            return "null"
+        if self._form.is_chat:
+            return f'{{"content": [{", ".join(self._chat_logprobs)}], "refusal": null}}'
+        self._echo()
+        return self._logprobs.take()
+
+    def of_choice(self) -> dict[str, str]:
+        return {"token_ids": json.dumps(self._token_ids)} if self._form.has_token_ids else {}
+
+    def of_prompt(self) -> dict[str, str]:
+        form, prompt = self._form, self._form.prompts[self.prompt]
+        fields = {"prompt_token_ids": json.dumps(list(prompt))} if form.has_token_ids else {}
+        if form.prompt_logprobs is not None:
+            listed = prompt_logprobs(form.tokenizer, prompt, self._prompt_logprobs, form.prompt_logprobs)
+            fields["prompt_logprobs"] = listed
+        return fields
+
+
+async def gather(choices: Choices, form: AnswerForm) -> list[Answer]:
+    """The answers to show. The caller aborts what still runs after an error."""
+    are_candidates = choices.num_per_prompt > form.num_choices
+    is_plain = form.is_plain and not are_candidates
+    answers = [
+        (Answer(prompt) if is_plain else DetailedAnswer(form, prompt))
+        for prompt in map(choices.prompt_of, range(choices.num_choices))
+    ]
+    async with aclosing(choices.steps()) as steps:
+        async for step in steps:
+            for choice, delta in step:
+                answers[choice].add(delta)
+    return _best(answers, choices.num_per_prompt, form.num_choices) if are_candidates else answers
+
+
+def _best(answers: Sequence[Answer], num_candidates: int, num_kept: int) -> list[Answer]:
+    """Of each prompt's candidates those whose tokens the model finds most likely on average, best first."""
+    kept: list[Answer] = []
+    for first in range(0, len(answers), num_candidates):
+        of_prompt = answers[first : first + num_candidates]
+        kept += sorted(of_prompt, key=lambda answer: -answer.mean_logprob)[:num_kept]
+    return kept
+
+
+def whole(form: AnswerForm, answers: Sequence[Answer], choices: Choices) -> bytes:
+    """The body of the response."""
+    fields = {name: json.dumps(value) for name, value in form.head.items()} | {"object": json.dumps(form.kind)}
+    listed = (_written(_choice(form, index, answer)) for index, answer in enumerate(answers))
+    fields |= {"choices": f"[{', '.join(listed)}]", "usage": json.dumps(choices.usage())}
+    if form.is_chat:
+        fields |= answers[0].of_prompt()
+    return _written(fields).encode()
+
+
+def _choice(form: AnswerForm, index: int, answer: Answer) -> dict[str, str]:
+    content = {"message": _message(answer)} if form.is_chat else {"text": quoted(_echoed(form, answer))}
+    return {
+        "index": str(index),
+        **content,
+        "logprobs": answer.logprobs(),
+        "finish_reason": json.dumps(answer.finish_reason),
+        "stop_reason": json.dumps(answer.stop_reason),
+        **answer.of_choice(),
+        **({} if form.is_chat else answer.of_prompt()),
+    }
+
+
+def _message(answer: Answer) -> str:
+    return json.dumps({"role": "assistant", "content": answer.text, "refusal": None})
+
+
+def _echoed(form: AnswerForm, answer: Answer) -> str:
+    return answer.text if form.echo is None else form.echo[answer.prompt] + answer.text
+
+
+def _written(fields: Mapping[str, str]) -> str:
+    return f"{{{', '.join(f'{quoted(name)}: {value}' for name, value in fields.items())}}}"

@@ -1,0 +1,113 @@
+"""POST /v1/chat/completions and /v1/completions."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+import tinycluster
+from tinycluster.cluster.driver import Engine
+from tinycluster.engine.errors import ContextLengthError
+from tinycluster.serve.answer_form import AnswerForm, Kind
+from tinycluster.serve.answers import gather, whole
+from tinycluster.serve.body import read_object
+from tinycluster.serve.choices import Choices, submit
+from tinycluster.serve.detailed_chunks import chunks_for
+from tinycluster.serve.disconnect import unless_disconnected
+from tinycluster.serve.identity import client_of
+from tinycluster.serve.messages import template_messages
+from tinycluster.serve.prompts import chat_prompt, completion_prompts, truncated
+from tinycluster.serve.protocol import ChatRequest, CompletionRequest, GenerationFields, parse
+from tinycluster.serve.registry import ModelRegistry
+from tinycluster.serve.stream import EventStream
+
+
+def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        body = parse(ChatRequest, await read_object(request))
+        engine = registry.get(body.model)
+        rendered = await chat_prompt(
+            engine,
+            template_messages(body.messages),
+            add_generation_prompt=body.has_generation_prompt,
+            continue_final_message=bool(body.continue_final_message),
+        )
+        prompt = truncated(engine, rendered, body.truncate_prompt_tokens, body.limit())
+        choices = _submit(request, body, engine, [prompt])
+        return await _answer(request, body, choices, _form(body, engine, [prompt], "chat.completion"))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = parse(CompletionRequest, await read_object(request))
+        engine = registry.get(body.model)
+        prompts = await completion_prompts(engine, body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        prompts = [truncated(engine, prompt, body.truncate_prompt_tokens, body.limit()) for prompt in prompts]
+        try:
+            choices = _submit(request, body, engine, prompts)
+        except ContextLengthError as error:
+            raise ContextLengthError(error.message, param="prompt") from None
+        form = _form(body, engine, prompts, "text_completion")
+        form = replace(form, echo=_echo(body, engine, prompts) if body.echo else None)
+        return await _answer(request, body, choices.prompt_only() if body.is_prompt_only else choices, form)
+
+
+def _submit(request: Request, body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]]) -> Choices:
+    options = body.options(client_of(request), grammar=None)
+    return submit(engine, prompts, body.samplings(engine.tokenizer), options)
+
+
+def _form(body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]], kind: Kind) -> AnswerForm:
+    head = {
+        "id": f"{'chatcmpl' if kind == 'chat.completion' else 'cmpl'}-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": engine.name,
+        "system_fingerprint": _fingerprint(engine),
+    }
+    return AnswerForm(
+        kind=kind,
+        head=head,
+        tokenizer=engine.tokenizer,
+        prompts=prompts,
+        num_choices=body.num_choices,
+        include_usage=body.include_usage,
+        has_continuous_usage=body.has_continuous_usage,
+        has_progress=bool(body.return_progress),
+        has_token_ids=bool(body.return_token_ids),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        logprobs=body.num_shown_logprobs(),
+        prompt_logprobs=body.prompt_logprobs,
+    )
+
+
+def _fingerprint(engine: Engine) -> str:
+    """The same for the same answers: of the release and the model, since neither mesh nor batch changes them."""
+    identity = f"{tinycluster.__version__} {engine.name} {engine.config}"
+    return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+
+def _echo(body: CompletionRequest, engine: Engine, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """The prompts' texts: as they were sent, unless tokens were sent or cut off."""
+    skips = body.skip_special_tokens is not False
+    return [
+        sent
+        if isinstance(sent, str) and body.truncate_prompt_tokens is None
+        else engine.tokenizer.decode(prompt, skip_special_tokens=skips)
+        for sent, prompt in zip(body.prompt, prompts, strict=True)
+    ]
+
+
+async def _answer(request: Request, body: GenerationFields, choices: Choices, form: AnswerForm) -> Response:
+    if body.stream:
+        return EventStream(choices, chunks_for(form, choices, time.monotonic))
+    try:
+        answers = await unless_disconnected(request.receive, gather(choices, form))
+    finally:
+        choices.abort()
+    return Response(whole(form, answers, choices), media_type="application/json")
