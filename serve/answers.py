@@ -11,7 +11,7 @@ from tinycluster.cluster.generation import Delta
 from tinycluster.engine.request import FinishReason, TokenLogprobs
 from tinycluster.serve.answer_form import AnswerForm
 from tinycluster.serve.choices import Choices
-from tinycluster.serve.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
+from tinycluster.serve.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs_list
 
 
 class Answer:
@@ -51,12 +51,12 @@ class Answer:
 class DetailedAnswer(Answer):
     """An answer of which tokens or log-probabilities are shown, or by which it is chosen among others."""
 
-    def __init__(self, form: AnswerForm, prompt: int) -> None:
+    def __init__(self, form: AnswerForm, prompt: int, prompt_logprobs: list[TokenLogprobs]) -> None:
+        """`prompt_logprobs` are filled by the first choice of the prompt, for all of them."""
         super().__init__(prompt)
-        self._form = form
+        self._form, self._prompt_logprobs = form, prompt_logprobs
         self._token_ids: list[int] = []
         self._sum_logprobs = 0.0
-        self._prompt_logprobs: list[TokenLogprobs] = []
         self._chat_logprobs: list[str] = []
         self._is_echoed = form.echo is None or form.logprobs is None
         self._logprobs = CompletionLogprobs(
@@ -106,7 +106,7 @@ class DetailedAnswer(Answer):
         form, prompt = self._form, self._form.prompts[self.prompt]
         fields = {"prompt_token_ids": json.dumps(list(prompt))} if form.has_token_ids else {}
         if form.prompt_logprobs is not None:
-            listed = prompt_logprobs(form.tokenizer, prompt, self._prompt_logprobs, form.prompt_logprobs)
+            listed = prompt_logprobs_list(form.tokenizer, prompt, self._prompt_logprobs, form.prompt_logprobs)
             fields["prompt_logprobs"] = listed
         return fields
 
@@ -115,8 +115,9 @@ async def gather(choices: Choices, form: AnswerForm) -> list[Answer]:
     """The answers to show. The caller aborts what still runs after an error."""
     are_candidates = choices.num_per_prompt > form.num_choices
     is_plain = form.is_plain and not are_candidates
+    prompt_logprobs: list[list[TokenLogprobs]] = [[] for _ in form.prompts]
     answers = [
-        (Answer(prompt) if is_plain else DetailedAnswer(form, prompt))
+        Answer(prompt) if is_plain else DetailedAnswer(form, prompt, prompt_logprobs[prompt])
         for prompt in map(choices.prompt_of, range(choices.num_choices))
     ]
     async with aclosing(choices.steps()) as steps:

@@ -113,7 +113,7 @@ def submit(
     engine: Engine, prompts: Sequence[Sequence[int]], candidates: Sequence[SamplingParams], options: RequestOptions
 ) -> Choices:
     """Submit every candidate of every prompt, or none: a full queue ends those already submitted."""
-    # They differ by their seeds only.
+    # The others differ by their seeds, and ask for less.
     check_sampling(candidates[0], engine.config.vocab_size)
     generations: list[Deltas] = []
     try:

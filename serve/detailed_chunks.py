@@ -19,7 +19,6 @@ class _Choice:
     def __init__(self, form: AnswerForm) -> None:
         self.is_echoed = form.echo is None
         self.has_token_ids = False
-        self.prompt_logprobs: list[TokenLogprobs] = []
         self.logprobs = CompletionLogprobs(
             form.tokenizer, form.logprobs or 0, skip_special_tokens=form.skip_special_tokens
         )
@@ -33,6 +32,8 @@ class DetailedChunks(Chunks):
         self._form, self._choices, self._clock = form, choices, clock
         self._began_s = clock()
         self._shown = [_Choice(form) for _ in range(choices.num_choices)]
+        # Filled by the first choice of each prompt, before any choice has a token.
+        self._prompt_logprobs: list[list[TokenLogprobs]] = [[] for _ in form.prompts]
 
     def opening(self, choice: int) -> str:
         if not self._is_chat:
@@ -42,7 +43,7 @@ class DetailedChunks(Chunks):
 
     def delta(self, choice: int, delta: Delta) -> str:
         shown, parts = self._shown[choice], list[str]()
-        shown.prompt_logprobs += delta.prompt_logprobs
+        self._prompt_logprobs[self._choices.prompt_of(choice)] += delta.prompt_logprobs
         if delta.progress is not None and self._form.has_progress and not delta.token_ids:
             parts.append(self._progress(choice, delta.progress))
         if not shown.is_echoed and (delta.token_ids or delta.finish_reason is not None):
@@ -69,7 +70,7 @@ class DetailedChunks(Chunks):
         prompt, shown = self._form.prompts[index], self._shown[choice]
         logprobs = "null"
         if self._form.logprobs is not None:
-            shown.logprobs.add_prompt(prompt, shown.prompt_logprobs)
+            shown.logprobs.add_prompt(prompt, self._prompt_logprobs[index])
             logprobs = shown.logprobs.take()
         return self._detailed(choice, json.dumps(self._form.echo[index]), logprobs=logprobs)
 

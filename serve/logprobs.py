@@ -43,7 +43,7 @@ def _chat_token(tokenizer: Tokenizer, token: int, logprob: float) -> str:
     return f'"token": {text}, "logprob": {number(logprob)}, "bytes": {list(content)}'
 
 
-def prompt_logprobs(
+def prompt_logprobs_list(
     tokenizer: Tokenizer, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int
 ) -> str:
     """vLLM's list: an object by token id for each of the prompt's tokens, null for the first."""

@@ -110,12 +110,13 @@ class SamplingFields(Fields):
             raise RequestError(f"min_tokens must not exceed max_tokens, {limit}, got {self.min_tokens}", "min_tokens")
 
     def samplings(self, encoder: Encoder) -> list[SamplingParams]:
-        """The parameters of every candidate; they differ by their seeds only."""
+        """The parameters of every candidate: they differ by their seeds, and the first one's prompt counts for all."""
         first = self._sampling(encoder)
         if self.num_candidates == 1:
             return [first]
-        seeds = [None if self.seed is None else choice_seed(self.seed, c) for c in range(self.num_candidates)]
-        return [replace(first, seed=seed) for seed in seeds]
+        other = replace(first, prompt_logprobs=None)
+        seeds = [None if self.seed is None else choice_seed(self.seed, c) for c in range(1, self.num_candidates)]
+        return [first, *(replace(other, seed=seed) for seed in seeds)]
 
     def _sampling(self, encoder: Encoder) -> SamplingParams:
         defaults = SamplingParams()

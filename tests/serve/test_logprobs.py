@@ -124,6 +124,20 @@ def test_an_echo_comes_before_the_answer_of_every_choice(api: openai.OpenAI) -> 
     assert streamed == ["abab", "abab", "cdcd", "cdcd"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_choice_echoes_the_logprobs_that_the_first_one_asks_for(client: httpx.Client, stream: bool) -> None:
+    body = {"prompt": ["ab", "cd"], "n": 2, "echo": True, "logprobs": 0, "max_tokens": 1, "stream": stream}
+    answer = client.post("/v1/completions", json=body)
+    if stream:
+        events = [json.loads(event[6:]) for event in answer.text.split("\n\n") if event.startswith("data: {")]
+    else:
+        events = [answer.json()]
+    found: dict[int, list[float | None]] = {index: [] for index in range(4)}
+    for choice in (choice for event in events for choice in event["choices"] if choice["logprobs"]):
+        found[choice["index"]] += choice["logprobs"]["token_logprobs"]
+    assert found == {index: [None, -2 / 64, -1 / 64] for index in range(4)}
+
+
 def entry(token: int, position: int, num_top: int) -> dict[str, Any]:
     """vLLM's object of one of the prompt's tokens, by definition."""
     of_token = fake_logprobs(token, position, num_top)

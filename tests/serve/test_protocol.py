@@ -317,6 +317,8 @@ def test_an_echo_with_logprobs_needs_the_prompts() -> None:
     (sampling,) = samplings(CompletionRequest, prompt="x", echo=True, logprobs=3, prompt_logprobs=7)
     assert (sampling.logprobs, sampling.prompt_logprobs) == (3, 7)
     assert samplings(CompletionRequest, prompt="x", echo=True)[0].prompt_logprobs is None
+    of_choices = samplings(CompletionRequest, prompt="x", prompt_logprobs=7, n=3)
+    assert [sampling.prompt_logprobs for sampling in of_choices] == [7, None, None]
 
 
 def test_an_echo_may_generate_nothing_but_the_prompt_is_computed() -> None:
