@@ -26,6 +26,7 @@ from tinycluster.serve.prompts import chat_prompt, completion_prompts, truncated
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, GenerationFields, parse
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.stream import EventStream
+from tinycluster.serve.structured_output import compile_grammar
 
 
 def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
@@ -40,7 +41,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
             continue_final_message=bool(body.continue_final_message),
         )
         prompt = truncated(engine, rendered, body.truncate_prompt_tokens, body.limit())
-        choices = _submit(request, body, engine, [prompt])
+        choices = await _submit(request, body, engine, [prompt])
         return await _answer(request, body, choices, _form(body, engine, [prompt], "chat.completion"))
 
     @app.post("/v1/completions")
@@ -50,7 +51,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
         prompts = await completion_prompts(engine, body.prompt, add_special_tokens=body.add_special_tokens is not False)
         prompts = [truncated(engine, prompt, body.truncate_prompt_tokens, body.limit()) for prompt in prompts]
         try:
-            choices = _submit(request, body, engine, prompts)
+            choices = await _submit(request, body, engine, prompts)
         except ContextLengthError as error:
             raise ContextLengthError(error.message, param="prompt") from None
         form = _form(body, engine, prompts, "text_completion")
@@ -58,8 +59,11 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
         return await _answer(request, body, choices.prompt_only() if body.is_prompt_only else choices, form)
 
 
-def _submit(request: Request, body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]]) -> Choices:
-    options = body.options(client_of(request), grammar=None)
+async def _submit(
+    request: Request, body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]]
+) -> Choices:
+    grammar = None if body.rules is None else await compile_grammar(engine, body.rules, param=body.rules_param)
+    options = body.options(client_of(request), grammar)
     return submit(engine, prompts, body.samplings(engine.tokenizer), options)
 
 

@@ -7,16 +7,19 @@ that would change the answer and is not supported is refused (`unsupported.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from tinycluster.engine.errors import RequestError
+from tinycluster.engine.grammar import GrammarSpec
 from tinycluster.engine.request import Grammar, RequestOptions
 from tinycluster.serve.fields import Fields, validated
 from tinycluster.serve.identity import salt_of
 from tinycluster.serve.messages import Messages
 from tinycluster.serve.sampling_fields import MAX_CHOICES, MAX_TOKENS, NumLogprobs, SamplingFields
+from tinycluster.serve.structured_output import read_grammar
 from tinycluster.serve.unsupported import CHAT_NEUTRAL, COMPLETION_NEUTRAL, refuse_unsupported
 
 COMPLETION_MAX_TOKENS = 16
@@ -51,6 +54,8 @@ class GenerationFields(SamplingFields):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -63,6 +68,16 @@ class GenerationFields(SamplingFields):
     def num_shown_logprobs(self) -> int | None:
         """As `num_logprobs`, without those that only choose the best candidate."""
         return self.num_logprobs()
+
+    @cached_property
+    def rules(self) -> GrammarSpec | None:
+        """The rules for the answer's text. RequestError."""
+        return read_grammar(self.response_format, self.structured_outputs)
+
+    @property
+    def rules_param(self) -> str:
+        """The field that the rules come from."""
+        return "response_format" if self.response_format and not self.structured_outputs else "structured_outputs"
 
     def options(self, client: str, grammar: Grammar | None) -> RequestOptions:
         return RequestOptions(
@@ -81,6 +96,7 @@ class GenerationFields(SamplingFields):
             raise RequestError("truncate_prompt_tokens must be at least 1, or -1, got 0", "truncate_prompt_tokens")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options is allowed only with stream: true", "stream_options")
+        self.rules  # noqa: B018 (reading it is the check)
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError("prompt_logprobs is not available with stream: true", "prompt_logprobs")
 

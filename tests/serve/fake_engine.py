@@ -29,6 +29,7 @@ class ByteTokenizer:
 
     vocab_size = 256
     strips_leading_space = False
+    eos_token_ids = (END,)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())
@@ -38,6 +39,9 @@ class ByteTokenizer:
 
     def token_bytes(self, token_id: int, *, skip_special_tokens: bool = True) -> bytes:
         return b"" if skip_special_tokens and self.is_special(token_id) else bytes([token_id])
+
+    def encode_within(self, text: str) -> list[int]:
+        return self.encode(text, add_special_tokens=False)
 
     def is_special(self, token_id: int) -> bool:
         return token_id == END

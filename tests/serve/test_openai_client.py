@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import openai
+import pydantic
 import pytest
 
 from tests.serve.conftest import StartServer
@@ -163,3 +165,65 @@ def test_the_async_client_streams_many_answers_at_once(fake_url: str) -> None:
             return await asyncio.gather(*(ask(api, f"canary {number}") for number in range(16)))
 
     assert asyncio.run(ask_all()) == [f"canary {number}" for number in range(16)]
+
+
+class Weather(pydantic.BaseModel):
+    city: str
+    degrees: int
+
+
+def allows(constraint: Any, token: int) -> bool:
+    return bool(constraint.mask()[token // 8] >> (token % 8) & 1)
+
+
+def test_a_schema_becomes_a_grammar_and_the_client_reads_the_object(start_server: StartServer) -> None:
+    engine = FakeEngine()
+    messages: Any = [{"role": "user", "content": '{"city": "Bonn", "degrees": 8}'}]
+    with openai.OpenAI(base_url=start_server(engine) + "/v1", api_key="none") as api:
+        answer = api.chat.completions.parse(model="fake", messages=messages, response_format=Weather)
+    assert answer.choices[0].message.parsed == Weather(city="Bonn", degrees=8)
+    assert engine.options[0].grammar is not None
+    constraint = engine.options[0].grammar.start()
+    assert allows(constraint, ord("{"))
+    assert not allows(constraint, ord("x"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"regex": "[ab]+"}},
+        {"structured_outputs": {"choice": ["yes", "no"]}},
+        {"structured_outputs": {"json": {"type": "integer"}}},
+        {"structured_outputs": {"grammar": 'root ::= "a" | "b"'}},
+    ],
+)
+def test_every_kind_of_rules_reaches_the_engine_on_both_routes(start_server: StartServer, fields: Any) -> None:
+    engine = FakeEngine()
+    with openai.OpenAI(base_url=start_server(engine) + "/v1", api_key="none") as api:
+        api.chat.completions.create(model="fake", messages=HELLO, extra_body=fields)
+        api.completions.create(model="fake", prompt="hello", extra_body=fields)
+    assert [options.grammar is not None for options in engine.options] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "hiccup"}}, "response_format.type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "stsring"}}}},
+            "response_format",
+        ),
+        ({"structured_outputs": {"regex": "["}}, "structured_outputs"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+        ),
+    ],
+)
+def test_rules_that_are_none_are_refused_with_their_field(api: openai.OpenAI, fields: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.chat.completions.create(model="fake", messages=HELLO, extra_body=fields)
+    assert caught.value.param == param

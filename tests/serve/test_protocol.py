@@ -44,7 +44,7 @@ FLAGS = [
     "store",
 ]
 STRINGS = ["model", "cache_salt", "session_id", "user", "service_tier"]
-OBJECTS = ["stream_options", "logit_bias", "metadata"]
+OBJECTS = ["stream_options", "logit_bias", "metadata", "response_format", "structured_outputs"]
 LISTS = ["stop_token_ids", "bad_words", "allowed_token_ids"]
 WRONG_TYPES = {
     **dict.fromkeys(NUMBERS, FLAG | TEXT | LIST | OBJECT),
