@@ -40,8 +40,10 @@ class WaitingQueue:
         client = request.client
         if not self._num_requests[client]:
             least = min((self._served[other] for other in self._num_requests), default=0.0)
-            # Who left with less than the least would begin at the least anyway.
-            self._served = {other: served for other, served in self._served.items() if served >= least}
+            # Who left with no more than the least would begin at the least anyway.
+            self._served = {
+                other: served for other, served in self._served.items() if served > least or self._num_requests[other]
+            }
             self._served.setdefault(client, least)
         self._num_requests[client] += 1
         request.num_admitted_before = self._num_admitted

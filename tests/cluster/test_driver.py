@@ -19,8 +19,14 @@ from tinycluster.cluster.driver import Engine
 from tinycluster.cluster.messages import Heartbeat, RankFailure
 from tinycluster.cluster.ranks import RankLost
 from tinycluster.engine.checkpoint import open_checkpoint
-from tinycluster.engine.errors import ContextLengthError, QueueFullError, RequestError, UnavailableError
-from tinycluster.engine.request import PENDING, SamplingParams
+from tinycluster.engine.errors import (
+    ContextLengthError,
+    DeadlineError,
+    QueueFullError,
+    RequestError,
+    UnavailableError,
+)
+from tinycluster.engine.request import PENDING, PromptProgress, RequestOptions, SamplingParams
 from tinycluster.engine.tokenizer import Tokenizer
 
 FOUR = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -197,3 +203,43 @@ def test_events_of_a_rank_without_news_are_no_harm(tokenizer: Tokenizer) -> None
     with running(ranks, tokenizer) as engine:
         ranks.tell(0, Heartbeat())
         assert len(read(engine.submit(prompt_of(5), FOUR)).token_ids) == 4
+
+
+def test_choices_are_taken_all_or_none(tokenizer: Tokenizer) -> None:
+    ranks = FakeRanks(1)
+    with running(ranks, tokenizer, max_waiting=0) as engine:
+        with pytest.raises(QueueFullError):
+            engine.submit_choices(prompt_of(5), [FOUR] * 5)
+        assert (engine.num_running, engine.num_waiting) == (0, 0)
+        assert len(engine.submit_choices(prompt_of(5), [FOUR] * 4)) == 4
+        assert engine.statistics.num_rejections == 1
+
+
+def test_a_request_that_runs_out_of_time_ends_with_its_own_error_and_frees_its_blocks(tokenizer: Tokenizer) -> None:
+    ranks = FakeRanks(1)
+    with running(ranks, tokenizer) as engine:
+        late = engine.submit(prompt_of(5), FOUR, RequestOptions(timeout_s=0.01))
+        with pytest.raises(DeadlineError):
+            read(late)
+        assert engine.cache_use.num_used == 0
+        assert engine.statistics.num_finished("abort") == 1
+
+
+def test_the_cache_use_adds_up_whatever_happened(tokenizer: Tokenizer) -> None:
+    ranks = FakeRanks(1)
+    ranks.answer_everything()
+    with running(ranks, tokenizer) as engine:
+        for first in range(3):
+            read(engine.submit(prompt_of(40, first=first), FOUR))
+        use = engine.cache_use
+    assert use.num_free + use.num_used + use.num_cached == use.num_blocks
+    assert use.num_used == 0
+
+
+def test_first_tokens_say_how_much_of_the_prompt_was_cached(tokenizer: Tokenizer) -> None:
+    ranks = FakeRanks(1)
+    ranks.answer_everything()
+    with running(ranks, tokenizer) as engine:
+        deltas = list(engine.submit(prompt_of(5), FOUR))
+    assert [delta.progress for delta in deltas] == [PromptProgress(5, 0, 5), None, None, None]
+    assert engine.statistics.num_prefix_queries == 5

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.engines import GREEDY, SAMPLED, Answer, answer_all, answers, engine_for, prompt_of
+from tests.cluster.engines import GREEDY, SAMPLED, Answer, answer_all, answers, engine_for, prompt_of, read
 from tests.parity.random_model import CASES, write_folder
+from tinycluster.engine import scheduler
+from tinycluster.engine.request import SamplingParams
 from tinycluster.parallel.layers import ProgramBuilder
 
 PROMPTS = [prompt_of(1), prompt_of(37, first=5), prompt_of(64, first=11)]
@@ -107,6 +110,46 @@ def test_8_bit_activations_are_exact_too_and_round_more(tmp_path: Path, activati
     mesh = {"tensor": 3, "pipeline": 2}
     assert answers(folder, PROMPTS, SAMPLED, weights="q8", activations=activations, mesh=mesh) == alone
     assert answers(folder, PROMPTS, SAMPLED, weights="q8", activations="int16") != alone
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 2}, {"pipeline": 2}, {"tensor": 3, "pipeline": 2}])
+def test_what_the_prefix_cache_knows_changes_no_bit(
+    tiny_model: Path, expected: list[list[Answer]], mesh: dict[str, int]
+) -> None:
+    with closing(engine_for(tiny_model, mesh=mesh)) as engine:
+        for _ in range(2):
+            assert [answer_all(engine, PROMPTS, sampling) for sampling in (GREEDY, SAMPLED)] == expected
+        # 32 tokens of the second prompt and 48 of the third; the first is too short.
+        assert engine.statistics.num_prefix_hits == 3 * (32 + 48)
+    kv_cache = {"memory": "4MiB", "prefix_cache": False}
+    with closing(engine_for(tiny_model, mesh=mesh, kv_cache=kv_cache)) as engine:
+        for _ in range(2):
+            assert answer_all(engine, PROMPTS, GREEDY) == expected[0]
+        assert engine.statistics.num_prefix_hits == 0
+
+
+@pytest.mark.parametrize("mesh", [{}, {"tensor": 2}, {"pipeline": 2}])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 33, 48])
+def test_choices_of_one_prompt_give_what_each_gives_alone(tiny_model: Path, mesh: dict[str, int], length: int) -> None:
+    prompt, choices = prompt_of(length), [replace(SAMPLED, seed=seed) for seed in range(4)]
+    alone = [answers(tiny_model, [prompt], sampling)[0] for sampling in choices]
+    with closing(engine_for(tiny_model, mesh=mesh)) as engine:
+        assert [read(generation) for generation in engine.submit_choices(prompt, choices)] == alone
+
+
+@pytest.mark.parametrize("mesh", [{}, {"tensor": 2}, {"pipeline": 2}])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_verified_drafts_give_the_same_tokens_and_logits(
+    tiny_model: Path, mesh: dict[str, int], sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the steps take here: as many drafts as there are."""
+    monkeypatch.setattr(scheduler, "best_num_drafts", lambda acceptance, most, times, num_rows: most)
+    longer = replace(sampling, max_tokens=48)
+    prompts = [prompt_of(9) * 3, prompt_of(40), [5] * 20]
+    plain = answers(tiny_model, prompts, longer, mesh=mesh)
+    with closing(engine_for(tiny_model, mesh=mesh, speculation="ngram")) as engine:
+        assert answer_all(engine, prompts, longer) == plain
+        assert engine.statistics.drafts.num_draft_tokens > 0
 
 
 def test_the_real_model_is_exact(smollm2_path: Path) -> None:
