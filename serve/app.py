@@ -17,7 +17,9 @@ from tinycluster.serve.errors import ErrorBoundary, answer_error
 from tinycluster.serve.generation_routes import add_generation_routes
 from tinycluster.serve.hosts import HostGuard
 from tinycluster.serve.metrics import add_metrics_routes
+from tinycluster.serve.openapi import add_openapi_routes
 from tinycluster.serve.registry import ModelRegistry
+from tinycluster.serve.responses import add_responses_routes
 from tinycluster.serve.server_state import add_server_routes
 from tinycluster.serve.tokenize import add_tokenize_routes
 
@@ -37,6 +39,8 @@ def create_app(registry: ModelRegistry) -> FastAPI:
     add_metrics_routes(app, registry)
     add_server_routes(app, registry)
     add_tokenize_routes(app, registry)
+    add_responses_routes(app, registry)
+    add_openapi_routes(app)
     return app
 
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any
+from typing import Any, Protocol
 
 from tinycluster.cluster.generation import Delta
 from tinycluster.serve.answer_form import Kind
+from tinycluster.serve.errors import ErrorReply
 
 DONE = "data: [DONE]\n\n"
+
+
+class EventSource(Protocol):
+    """What a stream is made of, as text of events. `usage` is asked for once, when all choices have ended."""
+
+    def opening(self, choice: int) -> str: ...
+
+    def delta(self, choice: int, delta: Delta) -> str: ...
+
+    def usage(self, usage: Mapping[str, Any]) -> str: ...
+
+    def failed(self, reply: ErrorReply) -> str: ...
 
 
 class Chunks:
@@ -38,6 +51,10 @@ class Chunks:
         if not self._include_usage:
             return ""
         return f'{self._open}"choices": [], "usage": {json.dumps(usage)}}}\n\n'
+
+    def failed(self, reply: ErrorReply) -> str:
+        """The last event of a stream that cannot go on."""
+        return f"data: {reply.body().decode()}\n\n"
 
     def _end(self, choice: int, finish_reason: str, stop_reason: str | int | None) -> str:
         end = f'{quoted(finish_reason)}, "stop_reason": {json.dumps(stop_reason)}'

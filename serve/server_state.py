@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 import tinycluster
@@ -17,20 +16,6 @@ from tinycluster.serve.registry import ModelRegistry
 PROBE_TIMEOUT_S = 10.0
 ONE_TOKEN = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
 BEFORE_ALL_OTHERS = RequestOptions(priority=-(2**31))
-
-
-class Version(BaseModel):
-    version: str
-
-
-class Load(BaseModel):
-    """Requests that the engines of this server run or have in their queues."""
-
-    server_load: int
-
-
-class Status(BaseModel):
-    status: str
 
 
 class Probes:

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.serve.choices import Choices
-from tinycluster.serve.chunks import DONE, Chunks
+from tinycluster.serve.chunks import DONE, EventSource
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import reply_for
 from tinycluster.serve.keep_alive import COMMENT, KeepAlive
@@ -35,7 +35,7 @@ class Write(NamedTuple):
     is_last: bool
 
 
-async def events(choices: Choices, chunks: Chunks) -> AsyncGenerator[Write]:
+async def events(choices: Choices, chunks: EventSource) -> AsyncGenerator[Write]:
     """The body, one item per engine step. The roles go out with the first tokens, the end with the last ones."""
     opened, ended = set[int](), set[int]()
     async with aclosing(choices.steps()) as steps:
@@ -61,7 +61,7 @@ class EventStream(Response):
     A client that goes away, or does not read for SEND_TIMEOUT_S, aborts its choices at once.
     """
 
-    def __init__(self, choices: Choices, chunks: Chunks) -> None:
+    def __init__(self, choices: Choices, chunks: EventSource) -> None:
         self._choices, self._chunks = choices, chunks
         self.status_code = 200
         self.background = None
@@ -107,6 +107,6 @@ class EventStream(Response):
             if not has_started:
                 await reply.response()(scope, receive, send)
                 return
-            content = b"data: " + reply.body() + b"\n\n" + DONE.encode()
+            content = (self._chunks.failed(reply) + DONE).encode()
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await send({"type": "http.response.body", "body": content})

@@ -32,22 +32,11 @@ class TokenizeRequest(BaseModel):
     return_token_strs: bool | None = None
 
 
-class Tokens(BaseModel):
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None
-
-
 class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     model: str | None = None
     tokens: list[TokenId]
-
-
-class Detokenized(BaseModel):
-    prompt: str
 
 
 def add_tokenize_routes(app: FastAPI, registry: ModelRegistry) -> None:

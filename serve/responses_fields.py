@@ -1,0 +1,173 @@
+"""The request of /v1/responses and what it means as a request of /v1/chat/completions.
+
+Everything that chooses tokens is the chat request's: this file only translates. Parts of OpenAI's API that this server
+cannot do are refused by name: built-in tools, images and files, reasoning effort, stored prompts and conversations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from tinycluster.engine.errors import RequestError
+from tinycluster.serve.fields import Fields, validated
+from tinycluster.serve.responses_items import Input, messages_of
+
+MAX_TOKENS = 2**31 - 1
+PASSED_ON = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("logit_bias", "min_tokens", "bad_words", "allowed_token_ids", "stop", "stop_token_ids", "ignore_eos"),
+    *("include_stop_str_in_output", "skip_special_tokens", "priority", "cache_salt", "timeout", "session_id", "user"),
+)
+"""Fields that mean the same in a chat request."""
+_RENAMED = {"messages": "input", "response_format": "text.format", "max_completion_tokens": "max_output_tokens"}
+
+
+class FunctionTool(Fields):
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def for_chat(self) -> dict[str, Any]:
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+class TextFormat(Fields):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    def for_chat(self) -> dict[str, Any]:
+        if self.type != "json_schema":
+            return {"type": self.type}
+        return {"type": self.type, "json_schema": self._described()}
+
+    def as_answered(self) -> dict[str, Any]:
+        return {"type": self.type} if self.type != "json_schema" else {"type": self.type, **self._described()}
+
+    def _described(self) -> dict[str, Any]:
+        if self.name is None or self.json_schema is None:
+            missing = "text.format.name" if self.name is None else "text.format.schema"
+            raise RequestError(f"{missing} is required", missing)
+        described = {"name": self.name, "schema": self.json_schema}
+        described |= {} if self.description is None else {"description": self.description}
+        return described | ({} if self.strict is None else {"strict": self.strict})
+
+
+class TextOptions(Fields):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class NamedTool(Fields):
+    type: Literal["function"]
+    name: str
+
+
+def _choice(value: Any) -> Any:
+    if value in ("none", "auto", "required"):
+        return value
+    if isinstance(value, dict) and value.get("type") == "function" and isinstance(value.get("name"), str):
+        return {"type": "function", "function": {"name": value["name"]}}
+    raise ValueError("must be none, auto, required or of the form {'type': 'function', 'name': '…'}")
+
+
+ToolChoice = Annotated[
+    Any, BeforeValidator(_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedTool)
+]
+"""As a chat request says it."""
+Label = Annotated[str, Field(max_length=512)]
+
+
+class ResponsesRequest(Fields):
+    """`store` is true by default. The sampling fields of a chat request are taken too."""
+
+    model: str | None = None
+    input: Input
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    text: TextOptions | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    background: bool | None = None
+    stream: bool | None = None
+    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    include: list[str] | None = None
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    service_tier: str | None = None
+    user: str | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        return self.store is not False
+
+
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "context_management": (),
+    "conversation": (),
+    "prompt": (),
+    "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
+    "top_logprobs": (0,),
+}
+_KIND = re.compile(r"^(input\[\d+\])\.(?:message|function_call_output|function_call)(?=[.\[ ])")
+"""The kind of an item is part of the validator's path, but not of the client's."""
+_NOT_INCLUDED = "message.output_text.logprobs"
+
+
+def parse_responses(body: Mapping[str, Any]) -> ResponsesRequest:
+    """The checked request. RequestError with the field's path in `param`."""
+    for name, neutral in _NEUTRAL.items():
+        if (value := body.get(name)) is not None and value not in neutral:
+            raise RequestError(f"{name} is not supported", name)
+    try:
+        asked = validated(ResponsesRequest, body)
+    except RequestError as error:
+        message, param = (_KIND.sub(r"\1", text) for text in (error.message, error.param or ""))
+        raise RequestError(message, param) from None
+    if _NOT_INCLUDED in (asked.include or ()):
+        raise RequestError(f"include: {_NOT_INCLUDED} is not supported", "include")
+    if asked.background and not asked.is_stored:
+        raise RequestError("background is allowed only with store: true", "background")
+    if asked.background and asked.stream:
+        raise RequestError("background is not available with stream: true", "background")
+    return asked
+
+
+def chat_body(asked: ResponsesRequest, body: Mapping[str, Any], context: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The body of the chat request that answers `context`, all input items of the conversation."""
+    chat: dict[str, Any] = {name: body[name] for name in PASSED_ON if body.get(name) is not None}
+    chat["messages"] = messages_of(asked.instructions, context)
+    chat["max_completion_tokens"] = asked.max_output_tokens
+    if asked.text is not None and asked.text.format is not None:
+        chat["response_format"] = asked.text.format.for_chat()
+    if asked.tools:
+        chat["tools"] = [tool.for_chat() for tool in asked.tools]
+        chat["parallel_tool_calls"] = asked.parallel_tool_calls
+    chat["tool_choice"] = asked.tool_choice
+    return {name: value for name, value in chat.items() if value is not None}
+
+
+def renamed(error: RequestError) -> RequestError:
+    """A mistake that the chat request found, under the name that the field has here."""
+    root = (error.param or "").partition("[")[0].partition(".")[0]
+    if root not in _RENAMED:
+        return error
+    name = _RENAMED[root]
+    return type(error)(error.message.replace(error.param or "", name), name, error.code)

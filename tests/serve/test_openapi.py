@@ -1,0 +1,68 @@
+"""The document at /openapi.json against the routes that are there, and the server against the document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+
+from tests.serve.conftest import StartServer
+from tests.serve.fake_engine import FakeEngine
+from tests.serve.schemathesis_run import run_schemathesis
+from tinycluster.serve.app import create_app
+from tinycluster.serve.openapi import OPERATIONS, document
+from tinycluster.serve.registry import ModelRegistry
+
+
+def test_every_route_is_described_and_nothing_else() -> None:
+    routes = create_app(ModelRegistry()).routes
+    there = {
+        (method, route.path.replace(":path}", "}"))
+        for route in routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    }
+    assert all(isinstance(route, APIRoute) for route in routes)
+    assert there == set(OPERATIONS)
+
+
+def test_the_document_is_served_as_it_is_made(client: httpx.Client) -> None:
+    assert client.get("/openapi.json").json() == json.loads(json.dumps(document()))
+
+
+def test_every_reference_of_the_document_leads_somewhere() -> None:
+    described = document()
+
+    def references(part: Any) -> list[str]:
+        if isinstance(part, dict):
+            own = [part["$ref"]] if isinstance(part.get("$ref"), str) else []
+            return own + [name for value in part.values() for name in references(value)]
+        return [name for value in part for name in references(value)] if isinstance(part, list) else []
+
+    found = references(described)
+    assert found
+    assert {name.removeprefix("#/components/schemas/") for name in found} == set(described["components"]["schemas"])
+
+
+def test_operations_have_names_of_their_own() -> None:
+    names = [operation["operationId"] for path in document()["paths"].values() for operation in path.values()]
+    assert len(names) == len(set(names)) == len(OPERATIONS)
+
+
+def test_no_answer_contradicts_the_document(start_server: StartServer, tmp_path: Path) -> None:
+    engine = FakeEngine()
+    run_schemathesis(start_server(engine), tmp_path, max_examples=5, seed=1)
+    assert len(engine.submitted) > 100
+
+
+def test_an_answer_that_contradicts_the_document_is_seen(start_server: StartServer, tmp_path: Path) -> None:
+    class Odd(FakeEngine):
+        num_running = "many"  # type: ignore[assignment]
+        num_waiting = ""
+
+    with pytest.raises(AssertionError, match=r"GET /load"):
+        run_schemathesis(start_server(Odd()), tmp_path, "--include-path", "/load", max_examples=1, seed=1)
