@@ -20,12 +20,14 @@ class Outputs:
 
     rows: the request of each; a row of the plan with drafts or with log-probabilities of its prompt stands here several
     times. positions (O,): where the token stands that each predicts. prompt_tokens (O,): that token where it is known
-    because it is the prompt's, SAMPLED elsewhere; None where all are sampled.
+    because it is the prompt's, SAMPLED elsewhere; None where all are sampled. wants_logprobs: whether some request of
+    the step asks for any.
     """
 
     rows: Sequence[Row]
     positions: I32
     prompt_tokens: I32 | None = None
+    wants_logprobs: bool = False
 
     def part(self, own: slice) -> Outputs:
         known = self.prompt_tokens
@@ -42,7 +44,7 @@ class BatchPacker:
 
     def __init__(self) -> None:
         self._samplings: list[SamplingParams] = []
-        self._wants_all_logits = self._wants_prompts = False
+        self._wants_all_logits = self._wants_prompts = self._wants_logprobs = False
         self._blocks: list[tuple[int, ...]] = []
         self._tables: I32 = np.zeros((0, 0), np.int32)
 
@@ -76,7 +78,8 @@ class BatchPacker:
             output_rows=np.array(output_rows, np.int32),
             wants_all_logits=self._wants_all_logits,
         )
-        return batch, Outputs(owners, positions[batch.output_rows] + np.int32(1), prompt_tokens)
+        next_positions = positions[batch.output_rows] + np.int32(1)
+        return batch, Outputs(owners, next_positions, prompt_tokens, self._wants_logprobs)
 
     def _look_at(self, samplings: list[SamplingParams]) -> None:
         # Lists of the same objects are compared without looking into them.
@@ -84,6 +87,7 @@ class BatchPacker:
             self._samplings = samplings
             self._wants_all_logits = any(sampling.return_logits_digest for sampling in samplings)
             self._wants_prompts = any(sampling.prompt_logprobs is not None for sampling in samplings)
+            self._wants_logprobs = self._wants_prompts or any(sampling.logprobs is not None for sampling in samplings)
 
     def _block_tables(self, rows: Sequence[Row]) -> I32:
         blocks = [row.blocks for row in rows]

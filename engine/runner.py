@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinycluster.engine.batch import BatchPacker, Outputs
-from tinycluster.engine.request import Row, SampledToken, StepPlan, StepResult
+from tinycluster.engine.logprobs import AskedLogprobs
+from tinycluster.engine.request import StepPlan, StepResult, TokenLogprobs
 from tinycluster.engine.sampler import Sampler
 from tinycluster.engine.spans import SpanRecorder
+from tinycluster.engine.step_result import full_result, plain_result
 from tinycluster.kernels.executor import Span
 from tinycluster.kernels.program import F32, I64, Batch, sampled_rows
 from tinycluster.parallel.communicator import Communicator
@@ -57,13 +60,18 @@ class Runner:
         if logits_OV is None:
             return None
         self._sampler.follow(plan, batch)
-        tokens = self._choose(outputs, logits_OV)
+        num_ranks, num_outputs = self._group.size, len(outputs.rows)
+        dealt = [sampled_rows(num_outputs, rank, num_ranks) for rank in range(num_ranks)]
+        tokens = self._choose(outputs, logits_OV, dealt)
+        logprobs = self._logprobs(outputs, logits_OV, tokens, dealt) if outputs.wants_logprobs else {}
         # The next step may be planned already: where no token was left it computes any one, in vain.
         following = np.maximum(tokens, 0).tolist()
         self._last_tokens = {row.request_id: token for row, token in zip(outputs.rows, following, strict=True)}
         if self._group.rank != 0:
             return None
-        return StepResult(plan.step_id, tuple(map(_sampled, outputs.rows, tokens, logits_OV)))
+        if outputs.wants_logprobs or batch.wants_all_logits:
+            return full_result(plan.step_id, outputs, tokens, logits_OV, logprobs)
+        return plain_result(plan.step_id, outputs, tokens)
 
     def set_tracing(self, on: bool) -> None:
         self._spans.is_on = on
@@ -73,22 +81,31 @@ class Runner:
         """As an executor's, with what the rank does around its Program."""
         return sorted(self._executor.take_timeline() + self._spans.take(), key=lambda span: span.start_ns)
 
-    def _choose(self, outputs: Outputs, logits_OV: F32) -> I64:
-        rows = outputs.rows
-        if not rows:
+    def _choose(self, outputs: Outputs, logits_OV: F32, dealt: Sequence[slice]) -> I64:
+        if not outputs.rows:
             return np.zeros(0, np.int64)
-        dealt = [sampled_rows(len(rows), rank, self._group.size) for rank in range(self._group.size)]
         own = dealt[self._group.rank]
         with self._spans.span("sample"):
             tokens = self._sampler.sample(logits_OV[own], outputs.part(own))
+        return self._shared("share tokens", tokens, [part.stop - part.start for part in dealt])
+
+    def _logprobs(
+        self, outputs: Outputs, logits_OV: F32, tokens: I64, dealt: Sequence[slice]
+    ) -> dict[int, TokenLogprobs]:
+        """Of the outputs that ask, on rank 0."""
+        asked, own, vocab_size = AskedLogprobs.of(outputs), dealt[self._group.rank], logits_OV.shape[1]
+        if not len(asked.outputs):
+            return {}
+        with self._spans.span("logprobs"):
+            numbers = self._sampler.logprobs(asked, logits_OV[own], tokens[own], own)
+        width = asked.width(vocab_size)
+        shared = self._shared("share logprobs", numbers.reshape(-1), [asked.count(part) * width for part in dealt])
+        return asked.read(shared.reshape(-1, width), vocab_size) if self._group.rank == 0 else {}
+
+    def _shared(self, name: str, own: NDArray[Any], counts: Sequence[int]) -> NDArray[Any]:
+        """What each tensor rank has, end to end."""
         if self._group.size == 1:
-            return tokens
+            return own
         # A few bytes: the time goes into waiting for the slowest.
-        with self._spans.span("share tokens", "wait"):
-            gathered: I64 = self._group.all_gather(tokens, [part.stop - part.start for part in dealt])
-        return gathered
-
-
-def _sampled(row: Row, token: np.int64, logits_V: F32) -> SampledToken:
-    logits = logits_V.astype("<f4", copy=False).tobytes() if row.sampling.return_logits_digest else None
-    return SampledToken(row.request_id, int(token), logits)
+        with self._spans.span(name, "wait"):
+            return self._group.all_gather(own, counts)

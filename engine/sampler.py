@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tinycluster.engine.batch import SAMPLED, Outputs
 from tinycluster.engine.logit_rules import LogitRules, has_rules
+from tinycluster.engine.logprobs import AskedLogprobs
 from tinycluster.engine.request import NO_TOKEN, SamplingParams, StepPlan
 from tinycluster.kernels._cpu import Cpu
 from tinycluster.kernels.program import F32, I32, I64, Batch, NumericalError
@@ -79,6 +80,10 @@ class Sampler:
         rows = [outputs.rows[index] for index in sampled.tolist()]
         tokens_O[sampled] = self._sample(logits_OV[sampled], Outputs(rows, outputs.positions[sampled]))
         return tokens_O
+
+    def logprobs(self, asked: AskedLogprobs, logits_OV: F32, tokens_O: I64, part: slice) -> I32:
+        """What `asked` wants of one part of the outputs, as AskedLogprobs.work_out."""
+        return asked.work_out(self._cpu, logits_OV, tokens_O, part)
 
     def _sample(self, logits_OV: F32, outputs: Outputs) -> I64:
         samplings = [row.sampling for row in outputs.rows]

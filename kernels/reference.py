@@ -64,7 +64,7 @@ def _in_lanes(x: F32) -> F32:
     return np.pad(x, padding).reshape(*x.shape[:-1], -1, LANES)
 
 
-def _sum_in_lanes(x: F32) -> F32:
+def sum_in_lanes(x: F32) -> F32:
     """The sum of each row: element i is added to lane i mod 16, in order, then the tree."""
     lanes = np.zeros((x.shape[0], LANES), np.float32)
     for part in _in_lanes(x).swapaxes(0, 1):
@@ -262,7 +262,7 @@ def _attend_segment(q_HC: F32, k_PC: F32, v_PC: F32, first: int, end: int, scale
         now = np.maximum(most, scores.max(axis=1))
         with np.errstate(over="ignore"):  # LOWEST minus something may be -inf, and exp(-inf) is 0
             weights, shrink = exp(scores - now[:, None]), exp(most - now)
-        total = fma(total, shrink, _sum_in_lanes(weights))
+        total = fma(total, shrink, sum_in_lanes(weights))
         out, most = out * shrink[:, None], now
         for j in range(j0, j1):
             out = fma(weights[:, j - start, None], v_PC[None, j], out)
@@ -272,4 +272,4 @@ def _attend_segment(q_HC: F32, k_PC: F32, v_PC: F32, first: int, end: int, scale
 def softmax(x_OV: F32) -> F32:
     """exp(x - max) / sum over each row, the sum in 16 lanes and a fixed tree."""
     e = exp(x_OV - x_OV.max(axis=1, keepdims=True))
-    return e / _sum_in_lanes(e)[:, None]
+    return e / sum_in_lanes(e)[:, None]

@@ -1,4 +1,4 @@
-// Python faces of what sampling needs: the next token of every row, and top-k.
+// Python faces of what sampling needs: the next token of every row, log-probabilities, and top-k.
 #include <nanobind/stl/optional.h>
 
 #include <atomic>
@@ -13,6 +13,29 @@ using namespace nanobind::literals;
 namespace tinycluster {
 namespace {
 
+// body(thread, row) for every row; the first row for which it is false, if there is one.
+template <class Body>
+std::optional<int64_t> first_bad_row(Cpu& cpu, int64_t rows, const Body& body) {
+  std::atomic<int64_t> first_bad{rows};
+  const auto run = [&](int thread, int64_t row) {
+    if (body(thread, row)) return;
+    int64_t bad = first_bad.load();
+    while (row < bad && !first_bad.compare_exchange_weak(bad, row)) {
+    }
+  };
+  if (rows == 1) {
+    // To meet the other threads would take longer.
+    run(0, 0);
+  } else {
+    cpu.pool.run([&](Team& team) {
+      team.share(rows, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) run(team.index(), row);
+      });
+    });
+  }
+  return first_bad == rows ? std::nullopt : std::optional<int64_t>(first_bad);
+}
+
 // The first row that has no token, if there is one.
 std::optional<int64_t> sample(Cpu& cpu, Array<const float, 2> logits, Array<const double, 1> temperature,
                               Array<const int64_t, 1> top_k, Array<const double, 1> top_p, Array<const double, 1> min_p,
@@ -24,8 +47,7 @@ std::optional<int64_t> sample(Cpu& cpu, Array<const float, 2> logits, Array<cons
     require(int64_t(size) == O, "every array must have one entry per row of logits");
   nb::gil_scoped_release release;
   cpu.sample_memory.resize(cpu.pool.num_threads());
-  std::atomic<int64_t> first_bad{O};
-  const auto choose = [&](const SampleScratch& scratch, int64_t row) {
+  return first_bad_row(cpu, O, [&](int thread, int64_t row) {
     const SampleArgs args = {logits.data() + row * V,
                              V,
                              temperature.data()[row],
@@ -33,30 +55,37 @@ std::optional<int64_t> sample(Cpu& cpu, Array<const float, 2> logits, Array<cons
                              top_p.data()[row],
                              min_p.data()[row],
                              random_bits(seed.data()[row], position.data()[row])};
-    if (cpu.kernels->sample(args, scratch, out.data() + row)) return;
-    int64_t bad = first_bad.load();
-    while (row < bad && !first_bad.compare_exchange_weak(bad, row)) {
-    }
-  };
-  if (O == 1) {
-    // To meet the other threads would take longer.
-    choose(cpu.sample_memory[0].for_vocabulary(V), 0);
-  } else {
-    cpu.pool.run([&](Team& team) {
-      const SampleScratch scratch = cpu.sample_memory[team.index()].for_vocabulary(V);
-      team.share(O, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) choose(scratch, row);
-      });
-    });
-  }
-  return first_bad == O ? std::nullopt : std::optional<int64_t>(first_bad);
+    return cpu.kernels->sample(args, cpu.sample_memory[size_t(thread)].for_vocabulary(V), out.data() + row);
+  });
+}
+
+// For N of the rows of logits (O, V) and a token of each. The first of the N that has no finite largest logit.
+std::optional<int64_t> logprobs(Cpu& cpu, Array<const float, 2> logits, Array<const int64_t, 1> rows,
+                                Array<const int64_t, 1> tokens, Array<float, 1> logprob, Array<int32_t, 1> rank,
+                                Array<int32_t, 2> top_ids, Array<float, 2> top_logprobs) {
+  const int64_t O = int64_t(logits.shape(0)), V = int64_t(logits.shape(1)), N = int64_t(rows.size());
+  const int64_t num_top = int64_t(top_ids.shape(1));
+  for (const size_t size : {tokens.size(), logprob.size(), rank.size(), top_ids.shape(0), top_logprobs.shape(0)})
+    require(int64_t(size) == N, "every array must have one entry per row that is asked for");
+  require(int64_t(top_logprobs.shape(1)) == num_top && num_top <= V && V < INT32_MAX,
+          "top_ids and top_logprobs must be (N, at most V)");
+  for (int64_t i = 0; i < N; ++i)
+    require(rows.data()[i] >= 0 && rows.data()[i] < O && tokens.data()[i] >= 0 && tokens.data()[i] < V,
+            "a row or a token is not one of the logits");
+  nb::gil_scoped_release release;
+  return first_bad_row(cpu, N, [&](int, int64_t i) {
+    return cpu.kernels->logprobs({logits.data() + rows.data()[i] * V, V, tokens.data()[i], num_top, logprob.data() + i,
+                                  rank.data() + i, top_ids.data() + i * num_top, top_logprobs.data() + i * num_top});
+  });
 }
 
 }  // namespace
 
 void bind_sampling(nb::module_& m, nb::class_<Cpu>& cpu) {
   cpu.def("sample", &sample, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "seed"_a, "position"_a,
-          "out"_a);
+          "out"_a)
+      .def("logprobs", &logprobs, "logits"_a, "rows"_a, "tokens"_a, "logprob"_a, "rank"_a, "top_ids"_a,
+           "top_logprobs"_a);
   m.def(
       "top_k",
       [](Array<const float, 2> x, Array<int32_t, 2> out) {

@@ -17,6 +17,8 @@
 #include "rows.inl"
 #include "sample.inl"
 
+#include "logprobs.inl"
+
 #include "linear.inl"
 
 #include "gate_up.inl"
@@ -31,6 +33,6 @@ namespace tinycluster {
 extern const Kernels JOIN(ISA, _kernels);
 const Kernels JOIN(ISA, _kernels) = {STRING(ISA),  linear,      gate_up,     quantize, dequantize_row, rms_norm,
                                      ::swiglu,     ::add_fixed, rope,        write_kv, attention,      softmax,
-                                     integer_dots, float_dots,  read_values, sample};
+                                     integer_dots, float_dots,  read_values, sample,   logprobs};
 
 }  // namespace tinycluster

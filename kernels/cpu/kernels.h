@@ -104,6 +104,16 @@ struct SampleScratch {
 };
 constexpr int64_t SAMPLE_CHUNK = 1024;
 
+// What is told of one row's probabilities; kernels/logprobs_reference.py has the definition.
+struct LogprobArgs {
+  const float* logits;  // (V,)
+  int64_t V, token, num_top;
+  float* logprob;
+  int32_t* rank;
+  int32_t* top_ids;     // (num_top,), at most V
+  float* top_logprobs;  // (num_top,)
+};
+
 struct Kernels {
   const char* name;
   // Tiles [begin, end) of the output rows, for every token. False if a partial does not fit.
@@ -127,6 +137,8 @@ struct Kernels {
   double (*read_values)(const float* x, int64_t n);  // their sum
   // Writes the token. False if a logit is not a number, or the largest, divided by the temperature, is not finite.
   bool (*sample)(const SampleArgs&, const SampleScratch&, int64_t* token);
+  // False if a logit is not a number, or the largest is not finite.
+  bool (*logprobs)(const LogprobArgs&);
 };
 
 extern const Kernels plain_kernels;

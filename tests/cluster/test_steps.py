@@ -12,8 +12,17 @@ import pytest
 from tests.cluster.engines import GREEDY, SAMPLED, prompt_of
 from tests.cluster.hand_planned import row, run_steps, steps_of
 from tests.parity.tiny_tokenizer import EOS_TOKEN_ID
-from tinycluster.engine.request import PENDING, Row, SampledToken, SamplingParams, StepPlan, StepResult
+from tinycluster.engine.request import (
+    PENDING,
+    Row,
+    SampledToken,
+    SamplingParams,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 from tinycluster.engine.rules_reference import Context, next_token
+from tinycluster.kernels.logprobs_reference import logprobs
 
 BLOCKS = (4, 1, 6)
 PROMPT = prompt_of(21)
@@ -120,3 +129,26 @@ def test_rules_give_the_defined_tokens_on_every_mesh_while_the_driver_does_not_k
 
 def samples_of(request_id: int, results: list[StepResult]) -> list[SampledToken]:
     return [sample for result in results for sample in result.samples if sample.request_id == request_id]
+
+
+def test_prompts_are_told_the_log_probabilities_of_their_own_logits_on_every_mesh(tiny_model: Path) -> None:
+    """The logits are those of decoding the same tokens one after the other."""
+    one_by_one = [row([token], index, BLOCKS, GREEDY) for index, token in enumerate(PROMPT)]
+    logits = [samples_of(1, [result])[0].logits for result in run_steps(tiny_model, steps_of(*one_by_one))]
+    expected = []
+    for content, token in zip(logits, PROMPT[1:], strict=False):
+        assert content is not None
+        logprob, rank, top = logprobs(np.frombuffer(content, np.float32), token, 3)
+        expected.append(TokenLogprobs(float(logprob), rank, tuple((best, float(value)) for best, value in top)))
+    sampling = SamplingParams(temperature=0, prompt_logprobs=3)
+    chunks = [(0, 8), (8, 9), (9, 21)]
+    reported = [
+        row(PROMPT[a:b], a, BLOCKS, sampling, num_samples=int(b == 21), num_prompt_tokens=21) for a, b in chunks
+    ]
+    steps = steps_of(
+        *[own._replace(next_token=[*PROMPT, None][end]) for own, (_, end) in zip(reported, chunks, strict=True)]
+    )
+    for mesh in ({"tensor": 1}, {"tensor": 2}, {"tensor": 3, "pipeline": 2}):
+        told = [one for result in run_steps(tiny_model, steps, mesh=mesh) for one in result.prompt_logprobs]
+        assert [one.first for one in told] == [1, 9, 10]
+        assert [tokens for one in told for tokens in one.tokens] == expected
