@@ -44,7 +44,7 @@ class DetailedChunks(Chunks):
     def delta(self, choice: int, delta: Delta) -> str:
         shown, parts = self._shown[choice], list[str]()
         self._prompt_logprobs[self._choices.prompt_of(choice)] += delta.prompt_logprobs
-        if delta.progress is not None and self._form.has_progress and not delta.token_ids:
+        if delta.progress is not None and self._form.has_progress:
             parts.append(self._progress(choice, delta.progress))
         if not shown.is_echoed and (delta.token_ids or delta.finish_reason is not None):
             shown.is_echoed = True

@@ -77,14 +77,14 @@ def test_token_ids_of_completions_belong_to_their_choice(client: httpx.Client) -
     assert prompts == {0: list(b"ab"), 1: list(b"c")}
 
 
-def test_progress_comes_after_the_role_and_before_the_text(client: httpx.Client) -> None:
-    events = events_of(client.post(CHAT, json={**ABCD, "stream": True, "return_progress": True}))
-    assert events[0]["choices"][0]["delta"]["role"] == "assistant"
-    progress = events[1]["prompt_progress"]
-    assert progress.pop("time_ms") >= 0
-    assert progress == {"total": 4, "cache": 2, "processed": 2}
-    assert events[1]["choices"][0]["delta"] == {}
-    assert all("prompt_progress" not in event for event in events[2:])
+@pytest.mark.parametrize(("path", "body"), [(CHAT, ABCD), ("/v1/completions", {"prompt": "abcd"})])
+def test_progress_comes_step_by_step_before_the_text(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    events = events_of(client.post(path, json={**body, "stream": True, "return_progress": True}))
+    kinds = ["progress" if "prompt_progress" in event else "text" for event in events[path == CHAT :]]
+    assert kinds == ["progress", "progress", *["text"] * 5]
+    found = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+    assert all(progress.pop("time_ms") >= 0 for progress in found)
+    assert found == [{"total": 4, "cache": 2, "processed": processed} for processed in (2, 4)]
 
 
 def test_progress_is_for_streams_and_on_request(client: httpx.Client) -> None:
