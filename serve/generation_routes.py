@@ -34,14 +34,8 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
     async def chat_completions(request: Request) -> Response:
         body = parse(ChatRequest, await read_object(request))
         engine = registry.get(body.model)
-        rendered = await chat_prompt(
-            engine,
-            template_messages(body.messages),
-            add_generation_prompt=body.has_generation_prompt,
-            continue_final_message=bool(body.continue_final_message),
-        )
-        prompt = truncated(engine, rendered, body.truncate_prompt_tokens, body.limit())
-        choices = await _submit(request, body, engine, [prompt])
+        prompt = await rendered_prompt(engine, body)
+        choices = await submit_request(client_of(request), body, engine, [prompt])
         return await _answer(request, body, choices, _form(body, engine, [prompt], "chat.completion"))
 
     @app.post("/v1/completions")
@@ -51,7 +45,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
         prompts = await completion_prompts(engine, body.prompt, add_special_tokens=body.add_special_tokens is not False)
         prompts = [truncated(engine, prompt, body.truncate_prompt_tokens, body.limit()) for prompt in prompts]
         try:
-            choices = await _submit(request, body, engine, prompts)
+            choices = await submit_request(client_of(request), body, engine, prompts)
         except ContextLengthError as error:
             raise ContextLengthError(error.message, param="prompt") from None
         form = _form(body, engine, prompts, "text_completion")
@@ -59,11 +53,23 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
         return await _answer(request, body, choices.prompt_only() if body.is_prompt_only else choices, form)
 
 
-async def _submit(
-    request: Request, body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]]
+async def rendered_prompt(engine: Engine, body: ChatRequest) -> Sequence[int]:
+    """The token ids of a chat request's messages."""
+    rendered = await chat_prompt(
+        engine,
+        template_messages(body.messages),
+        add_generation_prompt=body.has_generation_prompt,
+        continue_final_message=bool(body.continue_final_message),
+    )
+    return truncated(engine, rendered, body.truncate_prompt_tokens, body.limit())
+
+
+async def submit_request(
+    client: str, body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Choices:
+    """All candidates of all prompts, or an error as of engine.submit."""
     grammar = None if body.rules is None else await compile_grammar(engine, body.rules, param=body.rules_param)
-    options = body.options(client_of(request), grammar)
+    options = body.options(client, grammar)
     return submit(engine, prompts, body.samplings(engine.tokenizer), options)
 
 

@@ -13,6 +13,16 @@ from tinycluster.serve.fields import Fields
 MAX_NAME_CHARS = 64
 
 
+class TextPart(Fields):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Fields):
+    type: Literal["refusal"]
+    refusal: str
+
+
 def _joined(content: Any) -> Any:
     """Text parts become one string, a line each."""
     if not isinstance(content, list):
@@ -40,6 +50,7 @@ def _object_text(text: str) -> str:
     return text
 
 
+Content = Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart])]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 
 
@@ -69,7 +80,7 @@ class Message(Fields):
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: Annotated[str | None, Field(min_length=1, validate_default=True)] = None
-    content: Annotated[str | None, BeforeValidator(_joined), Field(validate_default=True)] = None
+    content: Annotated[Content | None, Field(validate_default=True)] = None
 
     @field_validator("tool_calls")
     @classmethod

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from tinycluster.engine.errors import RequestError
 from tinycluster.engine.grammar import GrammarSpec
 from tinycluster.engine.request import Grammar, RequestOptions
-from tinycluster.serve.fields import Fields, validated
+from tinycluster.serve.fields import Fields, TokenId, validated
 from tinycluster.serve.identity import salt_of
 from tinycluster.serve.messages import Messages
 from tinycluster.serve.sampling_fields import MAX_CHOICES, MAX_TOKENS, NumLogprobs, SamplingFields
@@ -151,10 +151,15 @@ def _token_ids(value: list[Any]) -> tuple[int, ...]:
     return tuple(value)
 
 
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Several = Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+Prompts = Annotated[Any, BeforeValidator(_prompts, json_schema_input_type=str | TokenIds | Several)]
+
+
 class CompletionRequest(GenerationFields):
     """With `echo`, `max_tokens` may be 0: the answer is the prompt alone, and its log-probabilities if asked for."""
 
-    prompt: Annotated[Any, AfterValidator(_prompts)]
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     logprobs: NumLogprobs | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None

@@ -20,10 +20,25 @@ MAX_TOKENS = 2**31 - 1
 PASSED_ON = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("logit_bias", "min_tokens", "bad_words", "allowed_token_ids", "stop", "stop_token_ids", "ignore_eos"),
-    *("include_stop_str_in_output", "skip_special_tokens", "priority", "cache_salt", "timeout", "session_id", "user"),
+    *(
+        "include_stop_str_in_output",
+        "skip_special_tokens",
+        "structured_outputs",
+        "priority",
+        "cache_salt",
+        "timeout",
+        "session_id",
+        "user",
+    ),
 )
 """Fields that mean the same in a chat request."""
-_RENAMED = {"messages": "input", "response_format": "text.format", "max_completion_tokens": "max_output_tokens"}
+_RENAMED = {
+    "input": r"messages\b.*",
+    "max_output_tokens": r"max_(?:completion_)?tokens\b",
+    "text.format": r"response_format(?:\.json_schema)?\b",
+    r"tools\1": r"tools(\[\d+\])\.function\b",
+}
+"""Names of this API by patterns of those of the chat's."""
 
 
 class FunctionTool(Fields):
@@ -166,8 +181,9 @@ def chat_body(asked: ResponsesRequest, body: Mapping[str, Any], context: Sequenc
 
 def renamed(error: RequestError) -> RequestError:
     """A mistake that the chat request found, under the name that the field has here."""
-    root = (error.param or "").partition("[")[0].partition(".")[0]
-    if root not in _RENAMED:
+    if error.param is None:
         return error
-    name = _RENAMED[root]
-    return type(error)(error.message.replace(error.param or "", name), name, error.code)
+    name = error.param
+    for here, there in _RENAMED.items():
+        name = re.sub(rf"^{there}", here, name)
+    return type(error)(error.message.replace(error.param, name), name, error.code)

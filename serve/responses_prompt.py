@@ -7,9 +7,8 @@ from typing import Any
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError, RequestError
-from tinycluster.serve.choices import Choices, submit
-from tinycluster.serve.messages import template_messages
-from tinycluster.serve.prompts import chat_prompt
+from tinycluster.serve.choices import Choices
+from tinycluster.serve.generation_routes import rendered_prompt, submit_request
 from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.responses_fields import ResponsesRequest, chat_body, renamed
 from tinycluster.serve.responses_store import Item
@@ -26,8 +25,7 @@ async def submit_response(
         raise ContextLengthError(f"The conversation is longer than {MAX_CONTEXT_CHARS} characters", "input")
     try:
         chat, prompt = await _chat(engine, asked, body, context)
-        options = chat.options(client, grammar=None)
-        return submit(engine, [prompt], chat.samplings(engine.tokenizer), options)
+        return await submit_request(client, chat, engine, [prompt])
     except RequestError as error:
         raise renamed(error) from None
 
@@ -39,7 +37,7 @@ async def _chat(
 
     async def of(items: Sequence[Item]) -> tuple[ChatRequest, Sequence[int]]:
         chat = parse(ChatRequest, chat_body(asked, body, items))
-        return chat, await chat_prompt(engine, template_messages(chat.messages))
+        return chat, await rendered_prompt(engine, chat)
 
     chat, prompt = await of(context)
     room = engine.max_model_len - (asked.max_output_tokens or 1)

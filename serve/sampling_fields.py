@@ -43,6 +43,11 @@ def _not_blank(word: str) -> str:
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[
+    list[Stop],
+    Field(max_length=4),
+    BeforeValidator(_listed, json_schema_input_type=Stop | Annotated[list[Stop], Field(max_length=4)]),
+]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 BadWord = Annotated[str, Field(max_length=MAX_BAD_WORD_CHARS), AfterValidator(_not_blank)]
 LogitBias = Annotated[
@@ -76,7 +81,7 @@ class SamplingFields(Fields):
     logit_bias: LogitBias | None = None
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
-    stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(_listed)] | None = None
+    stop: Stops | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None

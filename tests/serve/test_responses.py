@@ -267,6 +267,11 @@ def test_a_failed_background_response_tells_why(client: httpx.Client) -> None:
         ({"input": "a", "tool_choice": "some"}, "tool_choice"),
         ({"input": "a", "text": {"format": {"type": "sound"}}}, "text.format.type"),
         ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        (
+            {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": 3}}}},
+            "text.format.schema",
+        ),
+        ({"input": "a", "min_tokens": 9, "max_output_tokens": 8}, "min_tokens"),
         ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning"),
         ({"input": "a", "conversation": "conv_1"}, "conversation"),
         ({"input": "a", "prompt": {"id": "p"}}, "prompt"),
@@ -290,6 +295,26 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns_if_it_may(start_
         assert refused.json()["error"]["code"] == "context_length_exceeded"
         cut = client.post("/v1/responses", json={**body, "truncation": "auto", "instructions": "s"})
         assert cut.json()["usage"]["input_tokens"] == 41
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema", "text"])
+def test_a_text_format_is_a_grammar_of_the_request_and_is_shown(start_server: StartServer, kind: str) -> None:
+    engine, text_format = FakeEngine(), {"type": kind}
+    if kind == "json_schema":
+        text_format |= {"name": "point", "schema": {"type": "object"}, "strict": True}
+    with httpx.Client(base_url=start_server(engine)) as client:
+        made = client.post("/v1/responses", json={"input": "{}", "text": {"format": text_format}}).json()
+    assert made["text"] == {"format": text_format}
+    assert (engine.options[0].grammar is None) == (kind == "text")
+
+
+def test_clients_do_not_share_cached_prompts(start_server: StartServer) -> None:
+    engine = FakeEngine()
+    url = start_server(engine)
+    for key in ("a", "b"):
+        httpx.post(f"{url}/v1/responses", json={"input": "x"}, headers={"authorization": f"Bearer {key}"})
+    assert len({options.cache_salt for options in engine.options}) == 2
+    assert len({options.client for options in engine.options}) == 2
 
 
 def read_events(client: httpx.Client, body: dict[str, Any]) -> list[dict[str, Any]]:
