@@ -37,8 +37,10 @@ from tinycluster.engine.waiting_queue import WaitingQueue
 
 __all__ = ["RequestOutput", "Scheduler", "SchedulerLimits"]
 
-MIN_CHUNK_TOKENS = 4
+MIN_CHUNK_TOKENS = 8
 """A prompt advances by so many tokens in a step at least."""
+SHARED_STEPS = 8
+"""After so many steps that prompts share with decoding requests, one is for these alone: what it takes is the measure."""
 PROMPT_LOGPROBS_TOKENS = 64
 """Tokens of a step whose logits over the whole vocabulary are wanted at the same time."""
 _ALONE = RequestOptions()
@@ -84,6 +86,8 @@ class Scheduler:
         self._next_step_id = 0
         self._num_arrivals = 0
         self._num_preemptions = 0
+        self._num_shared = 0
+        """Steps since the last one that was for decoding requests alone."""
 
     @property
     def pool(self) -> BlockPool:
@@ -183,6 +187,7 @@ class Scheduler:
             self._admit_waiting(budget, rows)
         if not rows:
             return None
+        self._num_shared = self._num_shared + 1 if 0 < num_decodes < len(rows) else 0
         plan = StepPlan(self._next_step_id, tuple(rows), self._tables.take_copies(), tuple(self._ended))
         self._ended.clear()
         reported = tuple((request, row) for row in rows if is_reported(request := self._requests[row.request_id], row))
@@ -255,6 +260,8 @@ class Scheduler:
 
     def _limit_prompts(self, budget: StepBudget, num_decodes: int) -> None:
         """Who decodes must not wait much longer because a long prompt is computed in the same step."""
+        if num_decodes > 0 and self._num_shared == SHARED_STEPS:
+            budget.limit_others(0)
         most = self._times.tokens_within(num_decodes, self._limits.max_step_ratio)
         if most is not None:
             budget.limit_others(max(most, MIN_CHUNK_TOKENS))

@@ -4,8 +4,10 @@ that a request would wait follow from it. Pure: the durations are passed in.
 
 from __future__ import annotations
 
-NEWEST = 0.1
+NEWEST = 0.2
 """The share of the newest step in an average."""
+LONGEST = 2.0
+"""A step that took so many times the average counts as that: another program had a core meanwhile."""
 MIN_EXTRA_TOKENS = 4
 """Of fewer tokens beside the decoding ones, the time is lost in the noise."""
 
@@ -49,4 +51,4 @@ class StepTimes:
 
 
 def _average(old: float | None, new: float) -> float:
-    return new if old is None else old + NEWEST * (new - old)
+    return new if old is None else old + NEWEST * (min(new, LONGEST * old) - old)

@@ -163,3 +163,15 @@ def test_a_request_whose_rules_leave_no_token_ends() -> None:
     (output,) = finish(scheduler, planned(scheduler), NO_TOKEN)
     assert (output.token_ids, output.finish_reason, output.stop_reason) == ((), "stop", None)
     assert scheduler.num_running == 0
+
+
+def test_now_and_then_a_step_is_for_those_who_decode_alone() -> None:
+    scheduler = caching_scheduler(num_blocks=300, max_model_len=1000, step_tokens=16)
+    scheduler.add(0, prompt_of(3), SamplingParams(), seed=1)
+    finish(scheduler, planned(scheduler))
+    scheduler.add(1, [3] * 600, SamplingParams(), seed=1)
+    sizes = []
+    for _ in range(18):
+        sizes.append((plan := planned(scheduler)).num_tokens)
+        finish(scheduler, plan)
+    assert sizes == [*[16] * 8, 1, *[16] * 8, 1]
