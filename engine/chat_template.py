@@ -18,10 +18,14 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tinycluster.engine.errors import CheckpointError, RequestError
+from tinycluster.engine.tool_format import tool_format_of
 
 
 class ChatTemplate:
-    """A compiled template. `special_tokens` are the variables bos_token, eos_token and so on that templates print."""
+    """A compiled template. `special_tokens` are the variables bos_token, eos_token and so on that templates print.
+
+    `tool_format` is None for a template that takes no tools.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class ChatTemplate:
     ) -> None:
         """CheckpointError when the template is not valid Jinja; `origin` is the file that it names."""
         self._special_tokens = dict(special_tokens)
+        self.tool_format = tool_format_of(source)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationExtension, loopcontrols]
         )

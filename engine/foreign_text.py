@@ -29,12 +29,12 @@ class ForeignText:
         )
 
     def mark(self, value: Any) -> Any:
-        """A copy of messages or tools with every text in them marked."""
+        """A copy of messages or tools with every text and key in them marked."""
         if isinstance(value, str):
             text = value.replace(MARK, "").replace(FINAL_END, "")
             return text if self._begins is None else self._begins.sub(rf"\1{MARK}", text)
         if isinstance(value, Mapping):
-            return {key: self.mark(part) for key, part in value.items()}
+            return {self.mark(key): self.mark(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
             return [self.mark(part) for part in value]
         return value

@@ -25,7 +25,7 @@ NAMES: dict[GrammarKind, str] = {
     "regex": "the regular expression",
     "choice": "the choice",
     "grammar": "the grammar",
-    "tool_calls": "the tools' parameters",
+    "tool_calls": "the schema of the tools' parameters",
 }
 # The same for every schema: a schema's own settings must not change what JSON is.
 JSON_SETTINGS = {

@@ -21,6 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from tinycluster.engine.chat_template import ChatTemplate
 from tinycluster.engine.errors import RequestError
 from tinycluster.engine.foreign_text import ForeignText, pieces, until_final_end, with_final_end
+from tinycluster.engine.tool_format import FALLBACK, ToolFormat, with_parsed_arguments, without_tools
 
 TokenAlphabet = Literal["byte_level", "sentencepiece"]
 SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
@@ -80,17 +81,25 @@ class Tokenizer:
     ) -> list[int]:
         """The prompt of a conversation. Control tokens come from the template alone, never from a message's text.
 
-        With `continue_final_message` the prompt ends where the last message's content ends, for the model to go on.
-        RequestError with param "messages" when the model has no template or the template refuses the messages.
+        Messages and tools are as OpenAI writes them; a call's arguments may be an object or its text. A template that
+        does not know tools gets them as text (`tool_format`). With `continue_final_message` the prompt ends where the
+        last message's content ends, for the model to go on. RequestError with param "messages" when the model has no
+        template or the template refuses the messages.
         """
-        if self._chat_template is None:
+        template = self._chat_template
+        if template is None:
             raise RequestError("this model has no chat template; use the completions endpoint", "messages")
-        marked = self._foreign.mark(messages)
-        text = self._chat_template.render(
-            with_final_end(marked) if continue_final_message else marked,
-            add_generation_prompt=add_generation_prompt,
-            tools=None if tools is None else self._foreign.mark(tools),
-        )
+        try:
+            # Arguments are parsed before control tokens are looked for: JSON can spell them with escapes.
+            said = self._foreign.mark(with_parsed_arguments(messages))
+            known = self._foreign.mark(tools) if tools else None
+        except RecursionError as error:
+            raise RequestError("the messages are nested too deeply", "messages") from error
+        if template.tool_format is None:
+            said, known = without_tools(said, known or ()), None
+        if continue_final_message:
+            said = with_final_end(said)
+        text = template.render(said, add_generation_prompt=add_generation_prompt, tools=known)
         if continue_final_message:
             text = until_final_end(text)
         first, *rest = pieces(text) or [""]
@@ -101,6 +110,11 @@ class Tokenizer:
         except RequestError as error:
             raise RequestError(error.message, "messages") from error
         return ids
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How this model is told to write calls of tools."""
+        return (self._chat_template and self._chat_template.tool_format) or FALLBACK
 
     def encode_within(self, text: str) -> list[int]:
         """Token ids of a text that goes on after another; control tokens spelled out in it stay text."""
