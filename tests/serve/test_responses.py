@@ -269,7 +269,7 @@ def test_a_failed_background_response_tells_why(client: httpx.Client) -> None:
         ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         (
             {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": 3}}}},
-            "text.format.schema",
+            "text.format",
         ),
         ({"input": "a", "min_tokens": 9, "max_output_tokens": 8}, "min_tokens"),
         ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning"),
