@@ -10,11 +10,12 @@ response.completed | response.incomplete | response.failed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from tinycluster.cluster.generation import Delta
+from tinycluster.engine.tool_calls import Content, ToolCallParser, ToolCallStarted, ToolEvent
 from tinycluster.serve.errors import ErrorReply
 from tinycluster.serve.responses_fields import ResponsesRequest
 from tinycluster.serve.responses_items import message_item, new_id, text_part
@@ -67,12 +68,19 @@ def _shown_choice(choice: Any) -> Any:
 class ResponseEvents:
     """What EventStream takes as chunks: text of events for every change, while `response` changes with it.
 
-    `now` is the time of day in seconds. `on_end` is called once, when the response has its last status.
+    `now` is the time of day in seconds. `on_end` is called once, when the response has its last status. With a
+    `parser`, calls of functions are found in the text.
     """
 
-    def __init__(self, response: dict[str, Any], now: Callable[[], float], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        response: dict[str, Any],
+        now: Callable[[], float],
+        on_end: Callable[[], None],
+        parser: ToolCallParser | None = None,
+    ) -> None:
         self.response = response
-        self._now, self._on_end = now, on_end
+        self._now, self._on_end, self._parser = now, on_end, parser
         self._num_events = 0
         self._finish_reason: str | None = None
         self._item: dict[str, Any] | None = None
@@ -88,7 +96,18 @@ class ResponseEvents:
     def delta(self, _choice: int, delta: Delta) -> str:
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
-        return self.text(delta.text) if delta.text else ""
+        if not delta.text:
+            return ""
+        return self.text(delta.text) if self._parser is None else self._parsed(self._parser.push(delta.text))
+
+    def _parsed(self, parts: Sequence[ToolEvent]) -> str:
+        events = []
+        for part in parts:
+            if isinstance(part, ToolCallStarted):
+                events.append(self.call(part.name))
+            else:
+                events.append(self.text(part.text) if isinstance(part, Content) else self.arguments(part.text))
+        return "".join(events)
 
     def text(self, text: str) -> str:
         """The model says something; what comes next to a message continues it."""
@@ -109,6 +128,7 @@ class ResponseEvents:
     def usage(self, usage: Mapping[str, Any]) -> str:
         """The end of the answer, with the usage of its chat request."""
         is_whole = self._finish_reason != "length"
+        held_back = "" if self._parser is None else self._parsed(self._parser.finish())
         begin = "" if self._item is not None or self.response["output"] else self._begin_message()
         ended = begin + self._close("completed" if is_whole else "incomplete")
         self.response["usage"] = _usage(usage)
@@ -116,7 +136,7 @@ class ResponseEvents:
             self.response["completed_at"] = int(self._now())
         else:
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        return ended + self._end("completed" if is_whole else "incomplete")
+        return held_back + ended + self._end("completed" if is_whole else "incomplete")
 
     def failed(self, reply: ErrorReply) -> str:
         """The end where generating went wrong."""
