@@ -89,7 +89,7 @@ TABLES = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETION}
 RARE = ("response_format", "prompt_logprobs", "stream_options", "continue_final_message", "best_of", "top_logprobs")
 
 
-@pytest.fixture(scope="module", params=["fake"])
+@pytest.fixture(scope="module", params=["fake", "real"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if request.param == "fake":
         yield from served(FakeEngine())
