@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from tinycluster.engine.request import PENDING, Row, SamplingParams, StepPlan
 from tinycluster.kernels.program import I32, Batch
 
 SAMPLED = -1
+_ONE = np.int32(1)
 
 
-@dataclass(frozen=True)
-class Outputs:
+class Outputs(NamedTuple):
     """What the O rows of a step's logits are for, in their order.
 
     rows: the request of each; a row of the plan with drafts or with log-probabilities of its prompt stands here several
@@ -78,7 +78,7 @@ class BatchPacker:
             output_rows=np.array(output_rows, np.int32),
             wants_all_logits=self._wants_all_logits,
         )
-        next_positions = positions[batch.output_rows] + np.int32(1)
+        next_positions = positions.take(batch.output_rows) + _ONE
         return batch, Outputs(owners, next_positions, prompt_tokens, self._wants_logprobs)
 
     def _look_at(self, samplings: list[SamplingParams]) -> None:

@@ -34,6 +34,7 @@ class LogitRules:
         self._end_tokens = end_tokens
         self._histories: dict[int, History] = {}
         self._compiled: dict[int, CompiledRules] = {}
+        self._masks = Masks()
 
     def follow(self, plan: StepPlan, batch: Batch) -> None:
         """Take note of a step's tokens; to be called once for every step, whoever samples."""
@@ -55,7 +56,7 @@ class LogitRules:
         history = self._histories[row.request_id] if row.sampling.needs_history else None
         rules.begin(logits_V, out_V)
         if row.mask is not None:
-            _apply_mask(row.mask, out_V)
+            self._masks.apply(row.mask, out_V)
         if history is not None:
             out_V[rules.bad_after(history.tokens)] = -np.inf
         if position - row.num_prompt_tokens < row.sampling.min_tokens:
@@ -147,7 +148,19 @@ class History:
         out_V[ids] = x
 
 
-def _apply_mask(mask: bytes, out_V: F32) -> None:
-    assert len(mask) == -(-len(out_V) // 8), "a mask has a bit for every token"
-    forbidden = np.unpackbits(~np.frombuffer(mask, np.uint8), count=len(out_V), bitorder="little")
-    np.copyto(out_V, np.float32(-np.inf), where=forbidden.view(np.bool_))
+class Masks:
+    """Applies masks of a bit per token, eight tokens at a time: to look at each bit takes ten times as long."""
+
+    def __init__(self) -> None:
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        self._limits_of_byte = np.where(bits > 0, np.float32(np.inf), np.float32(-np.inf))
+        self._limits: F32 = np.zeros((0, 8), np.float32)
+
+    def apply(self, mask: bytes, out_V: F32) -> None:
+        num_bytes = -(-len(out_V) // 8)
+        assert len(mask) == num_bytes, "a mask has a bit for every token"
+        if len(self._limits) != num_bytes:
+            self._limits = np.empty((num_bytes, 8), np.float32)
+        # An array to write to is written to directly only in this mode; no byte is out of range.
+        np.take(self._limits_of_byte, np.frombuffer(mask, np.uint8), axis=0, out=self._limits, mode="clip")
+        np.minimum(out_V, self._limits.reshape(-1)[: len(out_V)], out=out_V)
