@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -19,17 +19,25 @@ BODY_TIMEOUT_S = 30.0
 MIN_BODY_BYTES_PER_S = 8 * 2**10
 """What has come of a body buys more time for the rest, so that a slow line is told from a client that stalls."""
 PARSE_IN_THREAD_BYTES = 64 * 2**10
-"""Larger bodies are parsed off the event loop, so that they do not delay other clients' tokens."""
+"""Larger bodies are parsed and checked off the event loop, so that they do not delay other clients' tokens."""
 CLOSE = MappingProxyType({"connection": "close"})
 
 
+Checked = TypeVar("Checked")
+
+
 async def read_object(request: Request) -> dict[str, Any]:
-    """The JSON object of the body. HttpError 413 or 415; RequestError where it is not such an object."""
+    """The JSON object of the body. HttpError 408, 413 or 415; RequestError where it is not such an object."""
+    return await read_as(dict, request)
+
+
+async def read_as(check: Callable[[dict[str, Any]], Checked], request: Request) -> Checked:
+    """`check` of the body's object, which may be large enough to take a while."""
     _check_media_type(request)
     body = await _read(request)
     if len(body) < PARSE_IN_THREAD_BYTES:
-        return parse_object(body)
-    return await asyncio.to_thread(parse_object, body)
+        return check(parse_object(body))
+    return await asyncio.to_thread(lambda: check(parse_object(body)))
 
 
 def _check_media_type(request: Request) -> None:

@@ -9,6 +9,7 @@ import pytest
 from starlette.routing import BaseRoute, Route
 
 from tests.attacks.contract import Victim, victim
+from tests.parity.random_model import NINE_HEADS, write_folder
 from tinycluster.serve.app import create_app
 from tinycluster.serve.registry import ModelRegistry
 
@@ -19,6 +20,21 @@ FAKE: dict[str, Any] = {"engine": "fake", "limits": {"header_timeout_s": 1.0}, "
 def fake_server(request: pytest.FixtureRequest) -> Iterator[Victim]:
     """A file that needs other options defines VICTIM."""
     with victim({**FAKE, **getattr(request.module, "VICTIM", {})}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random model with a real tokenizer."""
+    return str(write_folder(tmp_path_factory.mktemp("tiny"), NINE_HEADS, 3))
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_folder: str) -> Iterator[Victim]:
+    """A real engine over the small model, with few blocks, so that requests are preempted."""
+    limits = {"max_model_len": 128, "max_running": 64, "max_waiting": 256}
+    model = {"name": "tiny", "source": tiny_folder, "limits": limits, "kv_cache": {"memory": "512KiB"}, "threads": 1}
+    with victim({"engine": "real", "model": model}) as server:
         yield server
 
 

@@ -1,7 +1,8 @@
 """What must hold around every attack, whatever it was: the contract of the list of attacks.
 
-The same processes as before, no request left in the engine, the next good request answered, at most MAX_GROWTH_BYTES
-more memory, and a second client's GET /health answered within MAX_HEALTH_S (99th percentile) all the time.
+The same processes as before, no request left in the engine, the next good request answered, nothing in the log (a bad
+request is the client's affair, and a log that clients can fill is a weapon), at most MAX_GROWTH_BYTES more memory; and
+a second client's GET /health answered within MAX_HEALTH_S (99th percentile) all the time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from tests.attacks.wire import exchange, request
 
@@ -31,8 +33,8 @@ GOOD = json.dumps({"prompt": "good", "max_tokens": 4, "temperature": 0}).encode(
 class Victim:
     """A server in a process of its own (victim.py). Leave the context to end it."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
+        self._process, self._log = process, log
         self.url = self._line()
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         self.address = (host, int(port))
@@ -53,6 +55,17 @@ class Victim:
         line = self._process.stdout.readline()
         assert line, "the server has ended"
         return line.strip()
+
+    def log_since_start(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def take_log(self) -> str:
+        """What was logged; the contract does not see it."""
+        text = self.log_since_start()
+        self._log.seek(0)
+        self._log.truncate()
+        return text
 
     def processes(self) -> set[int]:
         """The server, its threads excepted, and whatever it has started."""
@@ -75,7 +88,9 @@ class Victim:
             self._check_good()
         assert self.processes() == processes
         assert self.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES
-        assert bystander.percentile_s(0.99) <= MAX_HEALTH_S
+        slow_s = bystander.percentile_s(0.99)
+        assert slow_s <= MAX_HEALTH_S
+        assert self.take_log() == ""
 
     def _check_good(self) -> None:
         reply = exchange(self.address, request("POST", "/v1/completions", body=GOOD))
@@ -121,18 +136,15 @@ class _Bystander:
 
 @contextmanager
 def victim(options: Mapping[str, Any]) -> Iterator[Victim]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.attacks.victim", json.dumps(options)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield Victim(process)
-    finally:
-        process.stdin.close()
-        assert process.wait(SETTLE_S) == 0
-        process.stdout.close()
+    with TemporaryFile("a+") as log, _started(options, log) as process:
+        assert process.stdin is not None
+        try:
+            yield Victim(process, log)
+        finally:
+            process.stdin.close()
+            assert process.wait(SETTLE_S) == 0
+
+
+def _started(options: Mapping[str, Any], log: IO[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.attacks.victim", json.dumps(options)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)

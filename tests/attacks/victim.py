@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tests.serve.fake_engine import FakeEngine
 from tinycluster.cluster.config import Settings
+from tinycluster.engine.checkpoint import open_checkpoint
+from tinycluster.engine.errors import ContextLengthError
 from tinycluster.serve import stream
 from tinycluster.serve.app import create_app
 from tinycluster.serve.connection import ConnectionLimits
@@ -22,6 +25,20 @@ from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.registry import ModelRegistry
 
 WATCHED = ("pickle.find_class", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "import")
+
+
+class RealTokenizer(FakeEngine):
+    """A fake engine that takes prompts of a real tokenizer, short ones only."""
+
+    def submit(self, prompt_token_ids: Sequence[int], *arguments: Any, **options: Any) -> Any:
+        if len(prompt_token_ids) > 1000:
+            raise ContextLengthError(f"the prompt has {len(prompt_token_ids)} tokens")
+        return super().submit(b"good", *arguments, **options)
+
+    def submit_choices(self, prompt_token_ids: Sequence[int], *arguments: Any, **options: Any) -> Any:
+        if len(prompt_token_ids) > 1000:
+            raise ContextLengthError(f"the prompt has {len(prompt_token_ids)} tokens")
+        return super().submit_choices(b"good", *arguments, **options)  # type: ignore[misc]
 
 
 class Events:
@@ -40,6 +57,9 @@ class Events:
 def engine_of(options: dict[str, Any], running: ExitStack) -> Any:
     if options.get("engine", "fake") == "fake":
         return FakeEngine(max_model_len=options.get("max_model_len", 1000))
+    if options["engine"] == "real tokenizer":
+        tokenizer: Any = open_checkpoint(Path(options["folder"])).tokenizer()
+        return RealTokenizer(max_model_len=2**31, tokenizer=tokenizer)
     from tinycluster.cluster.launch import start_engine
 
     settings = Settings.model_validate({"models": [options["model"]], "cluster": {"address": "local"}})
