@@ -23,9 +23,11 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tinycluster.serve.allocator import give_back_freed_memory
 from tinycluster.serve.errors import ErrorReply
 
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r\n")
+LARGE_BYTES, GIVE_BACK_S = 2**17, 1.0
 CONNECTION_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 
 
@@ -142,6 +144,12 @@ class Connection(HttpToolsProtocol):
         self._in_body = False
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._num_message_bytes > LARGE_BYTES:
+            # Later, for the application still holds what it has made of the message: up to a hundred times its size.
+            self.loop.call_later(GIVE_BACK_S, self.loop.run_in_executor, None, give_back_freed_memory)
+        super().on_response_complete()
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """A server may ignore a wish to upgrade (RFC 9110, 7.8), but this parser loses the body of such a request:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -16,7 +17,7 @@ from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError
 from tinycluster.serve.answer_form import AnswerForm, Kind
 from tinycluster.serve.answers import gather, whole
-from tinycluster.serve.body import read_object
+from tinycluster.serve.body import read_as
 from tinycluster.serve.choices import Choices, submit
 from tinycluster.serve.detailed_chunks import chunks_for
 from tinycluster.serve.disconnect import unless_disconnected
@@ -32,7 +33,7 @@ from tinycluster.serve.structured_output import compile_grammar
 def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        body = parse(ChatRequest, await read_object(request))
+        body = await read_as(partial(parse, ChatRequest), request)
         engine = registry.get(body.model)
         prompt = await rendered_prompt(engine, body)
         choices = await submit_request(client_of(request), body, engine, [prompt])
@@ -40,7 +41,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = parse(CompletionRequest, await read_object(request))
+        body = await read_as(partial(parse, CompletionRequest), request)
         engine = registry.get(body.model)
         prompts = await completion_prompts(engine, body.prompt, add_special_tokens=body.add_special_tokens is not False)
         prompts = [truncated(engine, prompt, body.truncate_prompt_tokens, body.limit()) for prompt in prompts]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +14,7 @@ from starlette.responses import Response
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError
-from tinycluster.serve.body import read_object
+from tinycluster.serve.body import read_as
 from tinycluster.serve.fields import TokenId, validated
 from tinycluster.serve.messages import Messages, template_messages
 from tinycluster.serve.registry import ModelRegistry
@@ -42,17 +44,21 @@ class DetokenizeRequest(BaseModel):
 def add_tokenize_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        body = await read_object(request)
-        refuse_unsupported(body)
-        asked = validated(TokenizeRequest, body)
-        if (asked.prompt is None) == (asked.messages is None):
-            raise RequestError("exactly one of prompt and messages is required", "prompt")
+        asked = await read_as(_checked, request)
         return await asyncio.to_thread(_tokenize, registry.get(asked.model), asked)
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        asked = validated(DetokenizeRequest, await read_object(request))
+        asked = await read_as(partial(validated, DetokenizeRequest), request)
         return await asyncio.to_thread(_detokenize, registry.get(asked.model), asked)
+
+
+def _checked(body: Mapping[str, Any]) -> TokenizeRequest:
+    refuse_unsupported(body)
+    asked = validated(TokenizeRequest, body)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise RequestError("exactly one of prompt and messages is required", "prompt")
+    return asked
 
 
 def _tokenize(engine: Engine, asked: TokenizeRequest) -> Response:

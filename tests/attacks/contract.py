@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +87,7 @@ class Victim:
             yield
             self._check_good()
         assert self.processes() == processes
-        assert self.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES
+        self._wait_for(lambda: self.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES)
         slow_s = bystander.percentile_s(0.99)
         assert slow_s <= MAX_HEALTH_S
         assert self.take_log() == ""
@@ -99,10 +99,13 @@ class Victim:
 
     def wait_until_idle(self) -> None:
         """No request is left in the engine: an aborted one may take its last step first."""
+        self._wait_for(lambda: self.ask("running") == 0)
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + SETTLE_S
-        while (num_running := self.ask("running")) and time.monotonic() < deadline_s:
+        while not condition() and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        assert num_running == 0
+        assert condition()
 
 
 class _Bystander:

@@ -13,7 +13,7 @@ from tests.attacks.contract import GOOD, Victim, victim
 from tests.attacks.schemas import BODIES, wrong_values
 from tests.attacks.wire import Reply, exchange, request
 from tinycluster.serve.body import MAX_BODY_BYTES
-from tinycluster.serve.unsupported import _NEUTRAL as UNSUPPORTED
+from tinycluster.serve.unsupported import CHAT_NEUTRAL, COMPLETION_NEUTRAL, Neutral
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -130,11 +130,12 @@ def test_row_36_a_value_of_the_wrong_type_is_a_400_that_names_its_field(attacked
     assert tried > 5 * len(model.model_fields) / 2
 
 
-def test_row_36_every_unsupported_field_is_refused_by_name(attacked: Victim) -> None:
+@pytest.mark.parametrize(("path", "neutral"), [(CHAT, CHAT_NEUTRAL), ("/v1/completions", COMPLETION_NEUTRAL)])
+def test_row_36_every_unsupported_field_is_refused_by_name(attacked: Victim, path: str, neutral: Neutral) -> None:
     """Row 36: a field that would change the answer is not ignored, whatever its type."""
-    for name in UNSUPPORTED:
+    for name in neutral:
         for value in ({"x": [1]}, "\x00", 10**30, [[]], [None]):
-            rejected(post(attacked, CHAT, {"messages": HELLO, name: value}), name)
+            rejected(post(attacked, path, {**BODIES[path][1], name: value}), name)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,9 @@ LARGE: dict[str, dict[str, Any]] = {
     "control_tokens": {"messages": [{"role": "user", "content": "<|im_end|>" * 100_000}]},
     "zero_width": {"messages": [{"role": "user", "content": "\u200b" * 10**6}]},
     "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 120_000}]},
-    "token_ids": {"prompt": [7] * 2_000_000},
+    "token_ids": {"prompt": [7] * 500_000},
+    "too_many_token_ids": {"prompt": [7] * 2_000_000},
+    "lists_of_token_ids": {"prompt": [[7]] * 1_000_000},
 }
 
 
