@@ -28,13 +28,8 @@ CLOSE = MappingProxyType({"connection": "close"})
 Checked = TypeVar("Checked")
 
 
-async def read_object(request: Request) -> dict[str, Any]:
-    """The JSON object of the body. HttpError 408, 413 or 415; RequestError where it is not such an object."""
-    return await read_as(dict, request)
-
-
 async def read_as(check: Callable[[dict[str, Any]], Checked], request: Request) -> Checked:
-    """`check` of the body's object, which may be large enough to take a while."""
+    """What `check` makes of the body's object. HttpError 408, 413, 415; RequestError where there is no such object."""
     _check_media_type(request)
     body = await _read(request)
     if len(body) < PARSE_IN_THREAD_BYTES:

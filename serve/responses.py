@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from tinycluster.engine.errors import RequestError, TinyclusterError
-from tinycluster.serve.body import read_object
+from tinycluster.serve.body import read_as
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.disconnect import unless_disconnected
 from tinycluster.serve.errors import ErrorReply, HttpError, reply_for
@@ -42,8 +42,8 @@ class Responses:
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(self, request: Request) -> Response:
-        body, client = await read_object(request), client_of(request)
-        asked = parse_responses(body)
+        body, asked = await read_as(lambda body: (body, parse_responses(body)), request)
+        client = client_of(request)
         engine = self._registry.get(asked.model)
         context = [*self._history(client, asked), *(item.as_listed() for item in asked.input)]
         choices = await submit_response(engine, asked, body, context, client)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from tests.attacks.contract import Victim, victim
 from tests.parity.random_model import NINE_HEADS, write_folder
 from tinycluster.serve.app import create_app
+from tinycluster.serve.openapi import document
 from tinycluster.serve.registry import ModelRegistry
 
 FAKE: dict[str, Any] = {"engine": "fake", "limits": {"header_timeout_s": 1.0}, "send_timeout_s": 0.5}
@@ -45,20 +46,29 @@ def attacked(fake_server: Victim) -> Iterator[Victim]:
         yield fake_server
 
 
-def routes() -> list[tuple[str, frozenset[str]]]:
-    """Every path of the application with its methods, path parameters filled with a word."""
-    methods: dict[str, set[str]] = {}
+def routes() -> Iterator[tuple[str, Route]]:
+    """Every route of the application, with its path's parameters filled with a word."""
     for route in create_app(ModelRegistry()).routes:
         assert isinstance(route, Route), f"{route} is of a kind that the attacks do not cover yet"
-        methods.setdefault(_filled(route), set()).update(route.methods or ())
+        parts = [part.partition("}")[2] for part in route.path.split("{")[1:]]
+        yield "absent".join([route.path.split("{")[0], *parts]), route
+
+
+def methods_by_path() -> list[tuple[str, frozenset[str]]]:
+    methods: dict[str, set[str]] = {}
+    for path, route in routes():
+        methods.setdefault(path, set()).update(route.methods or ())
     return [(path, frozenset(found)) for path, found in methods.items()]
 
 
-def _filled(route: BaseRoute) -> str:
-    assert isinstance(route, Route)
-    parts = [part.partition("}")[2] for part in route.path.split("{")[1:]]
-    return "absent".join([route.path.split("{")[0], *parts])
+def paths_that_take_bodies() -> list[str]:
+    described = document()["paths"]
+    return [
+        path
+        for path, route in routes()
+        if "POST" in (route.methods or ()) and "requestBody" in described[route.path.replace(":path", "")]["post"]
+    ]
 
 
-ROUTES = routes()
-TAKING_BODIES = [path for path, methods in ROUTES if "POST" in methods]
+ROUTES = methods_by_path()
+TAKING_BODIES = paths_that_take_bodies()

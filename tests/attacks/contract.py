@@ -56,13 +56,13 @@ class Victim:
         assert line, "the server has ended"
         return line.strip()
 
-    def log_since_start(self) -> str:
+    def log(self) -> str:
         self._log.seek(0)
         return self._log.read()
 
     def take_log(self) -> str:
         """What was logged; the contract does not see it."""
-        text = self.log_since_start()
+        text = self.log()
         self._log.seek(0)
         self._log.truncate()
         return text
@@ -87,7 +87,7 @@ class Victim:
             yield
             self._check_good()
         assert self.processes() == processes
-        self._wait_for(lambda: self.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES)
+        self.wait_for(lambda: self.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES)
         slow_s = bystander.percentile_s(0.99)
         assert slow_s <= MAX_HEALTH_S
         assert self.take_log() == ""
@@ -99,9 +99,9 @@ class Victim:
 
     def wait_until_idle(self) -> None:
         """No request is left in the engine: an aborted one may take its last step first."""
-        self._wait_for(lambda: self.ask("running") == 0)
+        self.wait_for(lambda: self.ask("running") == 0)
 
-    def _wait_for(self, condition: Callable[[], bool]) -> None:
+    def wait_for(self, condition: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + SETTLE_S
         while not condition() and time.monotonic() < deadline_s:
             time.sleep(0.01)

@@ -8,12 +8,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest
+from tinycluster.serve.responses_fields import ResponsesRequest
 from tinycluster.serve.tokenize import DetokenizeRequest, TokenizeRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
 BODIES: Mapping[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatRequest, {"messages": HELLO, "max_tokens": 2}),
     "/v1/completions": (CompletionRequest, {"prompt": "good", "max_tokens": 2}),
+    "/v1/responses": (ResponsesRequest, {"input": "good", "max_output_tokens": 2}),
     "/tokenize": (TokenizeRequest, {"prompt": "good"}),
     "/detokenize": (DetokenizeRequest, {"tokens": [65]}),
 }
