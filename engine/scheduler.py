@@ -40,7 +40,7 @@ __all__ = ["RequestOutput", "Scheduler", "SchedulerLimits"]
 MIN_CHUNK_TOKENS = 8
 """A prompt advances by so many tokens in a step at least."""
 SHARED_STEPS = 8
-"""After so many steps that prompts share with decoding requests, one is for these alone: what it takes is the measure."""
+"""After so many steps that prompts share with decoding requests, one is for these alone, to measure what it takes."""
 PROMPT_LOGPROBS_TOKENS = 64
 """Tokens of a step whose logits over the whole vocabulary are wanted at the same time."""
 _ALONE = RequestOptions()

@@ -83,6 +83,7 @@ def start_serving(
     # Modules and vocabularies live as long as the process: searching them for cycles took a quarter of the driver.
     gc.collect()
     gc.freeze()
+    running.callback(gc.unfreeze)
     http.start()
 
 

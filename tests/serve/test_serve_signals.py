@@ -30,6 +30,7 @@ def test_a_signal_ends_the_server_in_the_middle_of_a_stream(smollm2_path: Path, 
         assert done == "data: [DONE]"
         assert server.rest_of_stdout() == ""
         assert "Traceback" not in server.errors()
+        assert "leaked" not in server.errors()
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
 
