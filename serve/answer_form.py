@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tinycluster.engine.tokenizer import Tokenizer
+from tinycluster.engine.tool_calls import ToolCallParser
 
 Kind = Literal["chat.completion", "text_completion"]
 
@@ -15,7 +16,7 @@ Kind = Literal["chat.completion", "text_completion"]
 class AnswerForm:
     """`head` are the fields that every object of the answer begins with. Of the answers to each prompt `num_choices`
     are shown. `logprobs` and `prompt_logprobs` are numbers of most likely tokens to show, None shows nothing. `echo`
-    are the texts of the prompts, where they are shown.
+    are the texts of the prompts, where they are shown. `new_parser` makes what finds calls of tools in an answer.
     """
 
     kind: Kind
@@ -31,6 +32,7 @@ class AnswerForm:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: Sequence[str] | None = None
+    new_parser: Callable[[], ToolCallParser] | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -39,7 +41,7 @@ class AnswerForm:
     @property
     def is_plain(self) -> bool:
         """Whether text and its end are all: then a token costs the least."""
-        shown = (self.logprobs, self.prompt_logprobs, self.echo)
-        return shown == (None, None, None) and not (
+        shown = (self.logprobs, self.prompt_logprobs, self.echo, self.new_parser)
+        return shown == (None,) * len(shown) and not (
             self.has_continuous_usage or self.has_progress or self.has_token_ids
         )

@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from json.encoder import encode_basestring_ascii as quoted
+from typing import Any, Literal
 
 from tinycluster.cluster.generation import Delta
 from tinycluster.engine.request import FinishReason, TokenLogprobs
+from tinycluster.engine.tool_calls import ToolCallParser
 from tinycluster.serve.answer_form import AnswerForm
+from tinycluster.serve.called_tools import CalledTools
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs_list
 
@@ -20,7 +23,7 @@ class Answer:
     def __init__(self, prompt: int) -> None:
         self.prompt = prompt
         self.pieces: list[str] = []
-        self.finish_reason: FinishReason | None = None
+        self.finish_reason: FinishReason | Literal["tool_calls"] | None = None
         self.stop_reason: str | int | None = None
 
     def add(self, delta: Delta) -> None:
@@ -31,6 +34,10 @@ class Answer:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    def message(self) -> dict[str, Any]:
+        """The fields of an assistant's message that stand for the text."""
+        return {"content": self.text}
 
     @property
     def mean_logprob(self) -> float:
@@ -55,6 +62,8 @@ class DetailedAnswer(Answer):
         """`prompt_logprobs` are filled by the first choice of the prompt, for all of them."""
         super().__init__(prompt)
         self._form, self._prompt_logprobs = form, prompt_logprobs
+        self._parser = None if form.new_parser is None else form.new_parser()
+        self._called = CalledTools()
         self._token_ids: list[int] = []
         self._sum_logprobs = 0.0
         self._chat_logprobs: list[str] = []
@@ -65,10 +74,22 @@ class DetailedAnswer(Answer):
 
     def add(self, delta: Delta) -> None:
         super().add(delta)
+        if self._parser is not None:
+            self._called.add(self._parser.push(delta.text))
+            if delta.finish_reason is not None:
+                self._end_calls(self._parser)
         self._prompt_logprobs += delta.prompt_logprobs
         if delta.token_ids:
             self._token_ids += delta.token_ids
             self._add_logprobs(delta)
+
+    def _end_calls(self, parser: ToolCallParser) -> None:
+        self._called.add(parser.finish())
+        if parser.num_calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+
+    def message(self) -> dict[str, Any]:
+        return super().message() if self._parser is None else self._called.message()
 
     def _add_logprobs(self, delta: Delta) -> None:
         self._sum_logprobs += sum(token.logprob for token in delta.logprobs)
@@ -160,7 +181,7 @@ def _choice(form: AnswerForm, index: int, answer: Answer) -> dict[str, str]:
 
 
 def _message(answer: Answer) -> str:
-    return json.dumps({"role": "assistant", "content": answer.text, "refusal": None})
+    return json.dumps({"role": "assistant", **answer.message(), "refusal": None})
 
 
 def _echoed(form: AnswerForm, answer: Answer) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tinycluster.cluster.generation import Delta
 from tinycluster.engine.request import PromptProgress, TokenLogprobs
 from tinycluster.serve.answer_form import AnswerForm
+from tinycluster.serve.called_tools import delta_of
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.chunks import Chunks
 from tinycluster.serve.logprobs import CompletionLogprobs, chat_logprobs
@@ -19,6 +20,7 @@ class _Choice:
     def __init__(self, form: AnswerForm) -> None:
         self.is_echoed = form.echo is None
         self.has_token_ids = False
+        self.parser = None if form.new_parser is None else form.new_parser()
         self.logprobs = CompletionLogprobs(
             form.tokenizer, form.logprobs or 0, skip_special_tokens=form.skip_special_tokens
         )
@@ -51,15 +53,24 @@ class DetailedChunks(Chunks):
             parts.append(self._echo(choice))
         parts += self._contents(choice, delta)
         if delta.finish_reason is not None:
-            parts.append(self._end(choice, delta.finish_reason, delta.stop_reason))
+            has_called = shown.parser is not None and shown.parser.num_calls > 0 and delta.finish_reason == "stop"
+            parts.append(self._end(choice, "tool_calls" if has_called else delta.finish_reason, delta.stop_reason))
         return "".join(parts)
 
     def _contents(self, choice: int, delta: Delta) -> list[str]:
-        """A chunk where there is text, and where there are tokens that show without."""
+        """A chunk for every piece of text or of a call, and where there are tokens that show without."""
         shows_tokens = bool(delta.token_ids) and (self._form.has_token_ids or self._form.logprobs is not None)
-        if not delta.text and not shows_tokens:
-            return []
-        return [self._detailed(choice, self._text(delta.text), delta)]
+        pieces = self._pieces(choice, delta) or ([self._text("")] if shows_tokens else [])
+        return [self._detailed(choice, piece, None if index else delta) for index, piece in enumerate(pieces)]
+
+    def _pieces(self, choice: int, delta: Delta) -> list[str]:
+        parser = self._shown[choice].parser
+        if parser is None:
+            return [self._text(delta.text)] if delta.text else []
+        events = parser.push(delta.text)
+        if delta.finish_reason is not None:
+            events += parser.finish()
+        return [delta_of(event) for event in events]
 
     def _prompt(self, choice: int) -> list[int]:
         return list(self._form.prompts[self._choices.prompt_of(choice)])

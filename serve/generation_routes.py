@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from starlette.responses import Response
 import tinycluster
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError
+from tinycluster.engine.tool_calls import ToolCallParser, tool_call_parser
 from tinycluster.serve.answer_form import AnswerForm, Kind
 from tinycluster.serve.answers import gather, whole
 from tinycluster.serve.body import read_as
@@ -37,7 +38,9 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
         engine = registry.get(body.model)
         prompt = await rendered_prompt(engine, body)
         choices = await submit_request(client_of(request), body, engine, [prompt])
-        return await _answer(request, body, choices, _form(body, engine, [prompt], "chat.completion"))
+        form = _form(body, engine, [prompt], "chat.completion")
+        form = replace(form, new_parser=call_parser(engine, body)) if body.parses_calls else form
+        return await _answer(request, body, choices, form)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -61,15 +64,24 @@ async def rendered_prompt(engine: Engine, body: ChatRequest) -> Sequence[int]:
         template_messages(body.messages),
         add_generation_prompt=body.has_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
+        tools=None if body.tool_use is None else body.tool_use.template_tools(),
     )
     return truncated(engine, rendered, body.truncate_prompt_tokens, body.limit())
+
+
+def call_parser(engine: Engine, body: ChatRequest) -> Callable[[], ToolCallParser]:
+    """Makes a parser for each answer of a request that may call tools."""
+    use = body.tool_use
+    assert use is not None
+    return partial(tool_call_parser, engine.tokenizer.tool_format, use.names, parallel=use.is_parallel)
 
 
 async def submit_request(
     client: str, body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Choices:
     """All candidates of all prompts, or an error as of engine.submit."""
-    grammar = None if body.rules is None else await compile_grammar(engine, body.rules, param=body.rules_param)
+    rules = body.rules(engine.tokenizer.tool_format)
+    grammar = None if rules is None else await compile_grammar(engine, rules.spec, param=rules.param)
     options = body.options(client, grammar)
     return submit(engine, prompts, body.samplings(engine.tokenizer), options)
 
@@ -91,7 +103,7 @@ def _form(body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int
         has_continuous_usage=body.has_continuous_usage,
         has_progress=bool(body.return_progress),
         has_token_ids=bool(body.return_token_ids),
-        skip_special_tokens=body.skip_special_tokens is not False,
+        skip_special_tokens=body.skips_special_tokens,
         logprobs=body.num_shown_logprobs(),
         prompt_logprobs=body.prompt_logprobs,
     )
@@ -105,11 +117,10 @@ def _fingerprint(engine: Engine) -> str:
 
 def _echo(body: CompletionRequest, engine: Engine, prompts: Sequence[Sequence[int]]) -> list[str]:
     """The prompts' texts: as they were sent, unless tokens were sent or cut off."""
-    skips = body.skip_special_tokens is not False
     return [
         sent
         if isinstance(sent, str) and body.truncate_prompt_tokens is None
-        else engine.tokenizer.decode(prompt, skip_special_tokens=skips)
+        else engine.tokenizer.decode(prompt, skip_special_tokens=body.skips_special_tokens)
         for sent, prompt in zip(body.prompt, prompts, strict=True)
     ]
 

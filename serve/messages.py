@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from tinycluster.serve.fields import Fields
 
@@ -40,37 +40,21 @@ def _text_of(part: Any) -> str:
     raise ValueError("must be a string or parts of the form {'type': 'text', 'text': '…'}")
 
 
-def _object_text(text: str) -> str:
-    try:
-        is_object = isinstance(json.loads(text or "{}"), dict)
-    except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
-        raise ValueError("must be the text of a JSON object")
-    return text
-
-
 Content = Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart])]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 
 
 class CalledFunction(Fields):
     name: Name
-    arguments: Annotated[str, AfterValidator(_object_text)]
+    arguments: str
 
 
 class ToolCall(Fields):
-    """A call that an earlier answer asked for."""
+    """A call that an earlier answer asked for. Its arguments are as a model wrote them, perhaps malformed."""
 
     id: Annotated[str, Field(min_length=1)]
     type: Literal["function"]
     function: CalledFunction
-
-    def as_template_knows(self) -> dict[str, Any]:
-        """Templates write arguments as JSON themselves, so they get the object and not its text."""
-        arguments = json.loads(self.function.arguments or "{}")
-        function = {"name": self.function.name, "arguments": arguments}
-        return {"id": self.id, "type": "function", "function": function}
 
 
 class Message(Fields):
@@ -114,7 +98,7 @@ class Message(Fields):
         if self.name is not None:
             message["name"] = self.name
         if self.tool_calls:
-            message["tool_calls"] = [call.as_template_knows() for call in self.tool_calls]
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         return message

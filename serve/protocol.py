@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tinycluster.engine.errors import RequestError
 from tinycluster.engine.grammar import GrammarSpec
 from tinycluster.engine.request import Grammar, RequestOptions
+from tinycluster.engine.tool_definitions import ToolUse, read_tool_use
+from tinycluster.engine.tool_format import ToolFormat
+from tinycluster.engine.tool_grammar import tool_grammar
 from tinycluster.serve.fields import Fields, TokenId, validated
 from tinycluster.serve.identity import salt_of
 from tinycluster.serve.messages import Messages
@@ -27,6 +30,20 @@ COMPLETION_MAX_TOKENS = 16
 MAX_SALT_CHARS = 1024
 MAX_TIMEOUT_S = 86_400.0
 MAX_ID_CHARS = 512
+TOOL_CHOICE = {
+    "anyOf": [
+        {"type": "string", "enum": ["none", "auto", "required"]},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+            },
+            "required": ["type", "function"],
+        },
+        {"type": "null"},
+    ]
+}
 
 
 class StreamOptions(Fields):
@@ -34,6 +51,13 @@ class StreamOptions(Fields):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class Rules(NamedTuple):
+    """A grammar to be compiled, and the field that is at fault where it cannot be."""
+
+    spec: GrammarSpec
+    param: str
 
 
 class GenerationFields(SamplingFields):
@@ -70,14 +94,16 @@ class GenerationFields(SamplingFields):
         return self.num_logprobs()
 
     @cached_property
-    def rules(self) -> GrammarSpec | None:
-        """The rules for the answer's text. RequestError."""
+    def text_rules(self) -> GrammarSpec | None:
+        """The rules that response_format or structured_outputs give the answer's text. RequestError."""
         return read_grammar(self.response_format, self.structured_outputs)
 
-    @property
-    def rules_param(self) -> str:
-        """The field that the rules come from."""
-        return "response_format" if self.response_format and not self.structured_outputs else "structured_outputs"
+    def rules(self, tool_format: ToolFormat) -> Rules | None:
+        """What the answer must look like, for a model that calls tools in this form."""
+        if self.text_rules is None:
+            return None
+        is_format = self.response_format and not self.structured_outputs
+        return Rules(self.text_rules, "response_format" if is_format else "structured_outputs")
 
     def options(self, client: str, grammar: Grammar | None) -> RequestOptions:
         return RequestOptions(
@@ -96,7 +122,7 @@ class GenerationFields(SamplingFields):
             raise RequestError("truncate_prompt_tokens must be at least 1, or -1, got 0", "truncate_prompt_tokens")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options is allowed only with stream: true", "stream_options")
-        self.rules  # noqa: B018 (reading it is the check)
+        self.text_rules  # noqa: B018 (reading it is the check)
         if self.prompt_logprobs is not None and self.stream:
             raise RequestError("prompt_logprobs is not available with stream: true", "prompt_logprobs")
 
@@ -108,6 +134,30 @@ class ChatRequest(GenerationFields):
     top_logprobs: NumLogprobs | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE)] = None
+    parallel_tool_calls: bool | None = None
+
+    @cached_property
+    def tool_use(self) -> ToolUse | None:
+        """The tools that the model is told of and may call. RequestError."""
+        return read_tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    @property
+    def parses_calls(self) -> bool:
+        """Whether calls are looked for in the answer: not in one of which the rules of its text leave no room."""
+        return self.tool_use is not None and (self.tool_use.choice != "auto" or self.text_rules is None)
+
+    @property
+    def skips_special_tokens(self) -> bool:
+        # Some models mark their calls with control tokens.
+        return not self.parses_calls if self.skip_special_tokens is None else self.skip_special_tokens
+
+    def rules(self, tool_format: ToolFormat) -> Rules | None:
+        """Calls that must be made come before the rules for text."""
+        use = self.tool_use
+        spec = None if use is None else tool_grammar(tool_format, use.tools, use.choice, use.is_parallel)
+        return super().rules(tool_format) if spec is None else Rules(spec, "tools")
 
     def limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -122,6 +172,7 @@ class ChatRequest(GenerationFields):
 
     def check(self) -> None:
         super().check()
+        self.tool_use  # noqa: B018 (reading it is the check)
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs is allowed only with logprobs: true", "top_logprobs")
         if self.continue_final_message and self.add_generation_prompt:

@@ -94,6 +94,10 @@ class SamplingFields(Fields):
         return self.n or 1
 
     @property
+    def skips_special_tokens(self) -> bool:
+        return self.skip_special_tokens is not False
+
+    @property
     def num_candidates(self) -> int:
         """How many answers are generated to each prompt."""
         return self.num_choices
@@ -145,7 +149,7 @@ class SamplingFields(Fields):
             allowed_token_ids=None if self.allowed_token_ids is None else tuple(sorted(set(self.allowed_token_ids))),
             logprobs=self.num_logprobs(),
             prompt_logprobs=self.num_prompt_logprobs(),
-            skip_special_tokens=self.skip_special_tokens is not False,
+            skip_special_tokens=self.skips_special_tokens,
         )
 
 

@@ -30,6 +30,7 @@ class ByteTokenizer:
     vocab_size = 256
     strips_leading_space = False
     eos_token_ids = (END,)
+    tool_format = "hermes"
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())

@@ -61,6 +61,9 @@ WRONG_CHAT_TYPES = {
     "top_logprobs": FLAG | TEXT | FRACTION | LIST | OBJECT,
     "add_generation_prompt": WHOLE | FRACTION | TEXT | LIST | OBJECT,
     "continue_final_message": WHOLE | FRACTION | TEXT | LIST | OBJECT,
+    "tools": WHOLE | FRACTION | TEXT | FLAG | LIST | OBJECT,
+    "tool_choice": WHOLE | FRACTION | FLAG | LIST | OBJECT,
+    "parallel_tool_calls": WHOLE | FRACTION | TEXT | LIST | OBJECT,
 }
 WRONG_COMPLETION_TYPES = {
     "logprobs": FLAG | TEXT | FRACTION | LIST | OBJECT,
