@@ -259,6 +259,8 @@ class Engine:
                 outputs = self._take(self._events())
                 self._fill()
                 self._deliver(outputs)
+                if outputs:
+                    self._check_blocks()
                 self._expire()
                 self._check_watch()
         except Exception as error:
@@ -344,6 +346,16 @@ class Engine:
             # A stop string ends a request that the scheduler would go on with.
             self._scheduler.abort(request_id)
         live.record.finished(reason, now_s)
+
+    def _check_blocks(self) -> None:
+        """Whenever nothing is left to do, every block must be free."""
+        with self._lock:
+            num_leaked = self._scheduler.num_leaked_blocks
+        if num_leaked is None:
+            return
+        if num_leaked > self.statistics.num_leaked_blocks:
+            log.error("%s: %d blocks of the KV cache belong to nobody and are not free", self.name, num_leaked)
+        self.statistics.num_leaked_blocks = num_leaked
 
     def _expire(self) -> None:
         for request_id in self._deadlines.expired(time.monotonic()):

@@ -82,6 +82,8 @@ class EngineStatistics:
         self.num_generation_tokens = 0
         self.num_prefix_queries = 0
         self.num_prefix_hits = 0
+        self.num_leaked_blocks = 0
+        """Blocks that belonged to nobody when the engine last had nothing to do."""
         self.drafts = DraftCounts()
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
         # Of its own, since other threads than the driver's end requests early.

@@ -95,6 +95,11 @@ class Scheduler:
         return self._pool
 
     @property
+    def num_leaked_blocks(self) -> int | None:
+        """Blocks that are neither free nor anybody's: 0, or something is wrong. None while requests are here."""
+        return None if self._requests else self._pool.num_used
+
+    @property
     def drafts(self) -> DraftCounts:
         return self._drafted
 

@@ -112,6 +112,8 @@ def _cache(engines: Sequence[Engine]) -> Iterator[Metric]:
     yield _gauge("kv_cache_blocks_used", "Blocks that requests hold", [(engine, use.num_used) for engine, use in uses])
     cached = [(engine, use.num_cached) for engine, use in uses]
     yield _gauge("kv_cache_blocks_cached", "Blocks that only the prefix cache holds", cached)
+    leaked = [(engine, engine.statistics.num_leaked_blocks) for engine in engines]
+    yield _gauge("kv_cache_blocks_leaked", "Blocks of nobody when nothing was left to do; 0 or a fault", leaked)
     labels = ["model_name", "block_size", "num_gpu_blocks"]
     config = GaugeMetricFamily(f"{PREFIX}cache_config_info", "The KV cache's configuration, in labels", labels=labels)
     for engine, use in uses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tinycluster.cluster.blueprint import Blueprint, draw, scheduler_limits
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ConfigError
 from tinycluster.engine.models.registry import build
+from tinycluster.engine.models.spec import RopeScaling
 from tinycluster.kernels.paged_cache import PagedCache
 
 
@@ -73,3 +75,27 @@ def test_a_cache_too_small_for_one_request_says_how_much_it_needs(tiny_model: Pa
     assert drawn(tiny_model, kv_cache={"memory": str(needed)}).num_blocks == 128 // 16
     with pytest.raises(ConfigError):
         drawn(tiny_model, kv_cache={"memory": str(needed - 1)})
+
+
+def test_a_context_beyond_what_the_model_is_made_for_is_refused(tiny_model: Path) -> None:
+    trained = open_checkpoint(tiny_model).config.max_position_embeddings
+    kv_cache = {"memory": "64MiB"}
+    assert drawn(tiny_model, limits={"max_model_len": trained}, kv_cache=kv_cache).max_model_len == trained
+    with pytest.raises(ConfigError, match=f"must be at most {trained}, .* got {trained + 1}$"):
+        drawn(tiny_model, limits={"max_model_len": trained + 1}, kv_cache=kv_cache)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "positions"),
+    [
+        (RopeScaling(), 1000),
+        (RopeScaling("llama3", 8.0, original_max_position_embeddings=125), 1000),
+        (RopeScaling("linear", 2.0), 2000),
+        (RopeScaling("dynamic", 4.0), 4000),
+        (RopeScaling("yarn", 4.0, original_max_position_embeddings=1000), 4000),
+        (RopeScaling("yarn", 4.0, original_max_position_embeddings=250), 1000),
+    ],
+)
+def test_rope_scaling_extends_the_context(tiny_model: Path, scaling: RopeScaling, positions: int) -> None:
+    config = open_checkpoint(tiny_model).config
+    assert replace(config, max_position_embeddings=1000, rope_scaling=scaling).max_context == positions

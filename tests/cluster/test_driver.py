@@ -243,3 +243,18 @@ def test_first_tokens_say_how_much_of_the_prompt_was_cached(tokenizer: Tokenizer
         deltas = list(engine.submit(prompt_of(5), FOUR))
     assert [delta.progress for delta in deltas] == [PromptProgress(5, 0, 5), None, None, None]
     assert engine.statistics.num_prefix_queries == 5
+
+
+def test_a_leaked_block_is_noticed_when_the_engine_is_idle(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    ranks = FakeRanks(1)
+    ranks.answer_everything()
+    with running(ranks, tokenizer) as engine:
+        read(engine.submit(prompt_of(5), FOUR))
+        read(engine.submit(prompt_of(5), FOUR))
+        assert engine.statistics.num_leaked_blocks == 0
+        engine._scheduler.pool.allocate(2)
+        read(engine.submit(prompt_of(5), FOUR))
+    assert engine.statistics.num_leaked_blocks == 2
+    assert "2 blocks of the KV cache belong to nobody" in caplog.text
