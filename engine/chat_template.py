@@ -1,12 +1,12 @@
 """Chat templates: Jinja programs that come with a model and turn messages into its prompt format.
 
 A template is foreign code. It runs in jinja2's immutable sandbox: no attribute that begins with an underscore, no
-change of an object, nothing imported.
+change of an object, nothing imported; and with a meter on its steps and on the size of what it makes.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -15,10 +15,17 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tinycluster.engine.errors import CheckpointError, RequestError
+from tinycluster.engine.template_filters import METER
+from tinycluster.engine.template_meter import Meter, TemplateLimitError, measured
+from tinycluster.engine.template_sandbox import TemplateEnvironment
 from tinycluster.engine.tool_format import tool_format_of
+
+MAX_SOURCE_CHARS = 2**16
+MAX_REASON_CHARS = 300
+MAX_MESSAGES_CHARS = 2**30
+"""More than a request's body may hold."""
 
 
 class ChatTemplate:
@@ -38,16 +45,18 @@ class ChatTemplate:
         """CheckpointError when the template is not valid Jinja; `origin` is the file that it names."""
         self._special_tokens = dict(special_tokens)
         self.tool_format = tool_format_of(source)
-        environment = ImmutableSandboxedEnvironment(
+        if len(source) > MAX_SOURCE_CHARS:
+            raise CheckpointError(f"{origin}: the chat template is longer than {MAX_SOURCE_CHARS} characters")
+        environment = TemplateEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationExtension, loopcontrols]
         )
-        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda format: now().strftime(format)
+        environment.globals["strftime_now"] = lambda format: _date(now(), format)
         try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise CheckpointError(f"{origin}: the chat template is not valid: {error}") from error
+            self._template = environment.from_string(environment.metered(source))
+        # What is deeply nested or holds absurd numbers fails in Python's own compiler.
+        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{origin}: the chat template is not valid: {_reason(error)}") from error
 
     def render(
         self,
@@ -58,8 +67,11 @@ class ChatTemplate:
     ) -> str:
         """The prompt text. RequestError with param "messages" whatever goes wrong in the template."""
         try:
+            said = [messages, tools]
+            meter = Meter(len(messages) + len(tools or ()), measured(said, MAX_MESSAGES_CHARS).num_chars)
             return self._template.render(
                 **self._special_tokens,
+                **{METER: meter},
                 messages=messages,
                 tools=tools,
                 documents=None,
@@ -67,7 +79,8 @@ class ChatTemplate:
             )
         # The template is a foreign program and may raise anything that an expression of Python can raise.
         except Exception as error:
-            raise RequestError(f"the model's chat template refuses the messages: {error}", "messages") from error
+            message = f"the model's chat template refuses the messages: {_reason(error)}"
+            raise RequestError(message, "messages") from error
 
 
 class _GenerationExtension(Extension):
@@ -84,12 +97,11 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Unlike jinja2's own filter, without HTML escapes: the text goes to a model."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _reason(error: BaseException) -> str:
+    return str(error)[:MAX_REASON_CHARS]
+
+
+def _date(now: datetime, format: str) -> str:
+    if re.search(r"%[-_0^#+]*\d", format):
+        raise TemplateLimitError("it writes a date with a width")
+    return now.strftime(format)

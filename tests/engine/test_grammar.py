@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.engine.grammar_walk import allowed, mask_bits, walk
+from tests.engine.memory import resident_bytes
 from tests.engine.test_gguf_tokenizer import build, byte_level_fields, golden, sentencepiece_fields
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import RequestError
@@ -242,11 +243,6 @@ def test_a_bomb_is_refused_or_compiles_small(name: str, compiler: GrammarCompile
         drive(constraint, num_tokens=20)
     assert is_one_sentence(refusal)
     assert resident_bytes() - before < 64 * 2**20
-
-
-def resident_bytes() -> int:
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * 4096
 
 
 def is_one_sentence(message: str) -> bool:
