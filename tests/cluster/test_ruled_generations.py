@@ -13,8 +13,13 @@ import pytest
 
 from tests.cluster.engines import SAMPLED, engine_for, prompt_of
 from tests.parity.tiny_tokenizer import EOS_TOKEN_ID
+from tinycluster.cluster import local
 from tinycluster.cluster.driver import Engine
-from tinycluster.engine.request import SamplingParams, TokenLogprobs
+from tinycluster.cluster.local import LocalRanks
+from tinycluster.cluster.messages import Message, decode, encode
+from tinycluster.cluster.plan_codec import PlanDecoder, PlanEncoder
+from tinycluster.cluster.ranks import Deliver
+from tinycluster.engine.request import RequestOptions, SamplingParams, StepPlan, TokenLogprobs
 from tinycluster.engine.rules_reference import Context, next_token
 from tinycluster.kernels import logprobs_reference
 
@@ -43,8 +48,35 @@ class Told:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
-def told_by(engine: Engine, sampling: SamplingParams = RULED, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[Told]:
-    generations = [engine.submit(prompt, sampling) for prompt in prompts]
+class Steps:
+    """A grammar of which the n-th token is n modulo 3, and whose text ends after the seventh."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def start(self) -> Steps:
+        return Steps()
+
+    def mask(self) -> bytes:
+        return mask_of(self.count)
+
+    def accept(self, token_id: int) -> None:
+        assert token_id % 3 == self.count % 3
+        self.count += 1
+
+
+def mask_of(count: int) -> bytes:
+    return np.packbits([count < 7 and token % 3 == count % 3 for token in range(307)], bitorder="little").tobytes()
+
+
+def told_by(
+    engine: Engine,
+    sampling: SamplingParams = RULED,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    grammar: Steps | None = None,
+) -> list[Told]:
+    options = RequestOptions(grammar=grammar)
+    generations = [engine.submit(prompt, sampling, options) for prompt in prompts]
     out = []
     for generation in generations:
         told = Told()
@@ -129,3 +161,35 @@ def test_choices_of_one_prompt_follow_their_own_histories(tiny_model: Path, expe
             for generation in engine.submit_choices(PROMPTS[1], choices)
         ]
     assert first == third == expected[1].tokens != other
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 3}, {"tensor": 2, "pipeline": 2}])
+def test_a_grammar_leaves_the_defined_tokens_and_ends_the_text_where_it_leaves_none(
+    tiny_model: Path, mesh: dict[str, int]
+) -> None:
+    with closing(engine_for(tiny_model, mesh=mesh)) as engine:
+        ruled = told_by(engine, replace(RULED, min_tokens=0, ignore_eos=True), grammar=Steps())
+    for prompt, told in zip(PROMPTS, ruled, strict=True):
+        assert len(told.tokens) == len(told.logits) == 7
+        for index, (token, logits) in enumerate(zip(told.tokens, told.logits, strict=True)):
+            context = Context([*prompt, *told.tokens[:index]], len(prompt), mask_of(index))
+            assert token == next_token(np.frombuffer(logits, np.float32), replace(RULED, min_tokens=0), 7, context)
+
+
+def test_plans_and_results_say_the_same_after_their_way_between_processes(
+    tiny_model: Path, expected: list[Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, decoder, send, deliver = PlanEncoder(), PlanDecoder(), LocalRanks.send, local._deliver
+
+    def coded_send(self: LocalRanks, message: Message) -> None:
+        send(self, decoder.decode(encoder.encode(message)) if isinstance(message, StepPlan) else message)
+
+    def coded_deliver(deliver_event: Deliver, rank: int, message: Message) -> None:
+        kind, payload = encode(message)
+        deliver(deliver_event, rank, decode(kind, memoryview(payload)))
+
+    monkeypatch.setattr(LocalRanks, "send", coded_send)
+    monkeypatch.setattr(local, "_deliver", coded_deliver)
+    with closing(engine_for(tiny_model, mesh={"tensor": 2})) as engine:
+        assert told_by(engine) == expected
+        assert [len(told.tokens) for told in told_by(engine, SAMPLED, grammar=Steps())] == [7, 7, 7]
