@@ -22,11 +22,12 @@ from tinycluster.cluster.generation import Generation as Generation
 from tinycluster.cluster.generation import HandOver, TextAssembler
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, READY_WINDOW_S, SilentRank, Watch
 from tinycluster.cluster.live import Deadlines, LiveRequest
-from tinycluster.cluster.messages import EncodedTimeline, RankFailure, SetTracing
+from tinycluster.cluster.messages import EncodedTimeline, RankFailure
 from tinycluster.cluster.model_card import ModelCard
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
-from tinycluster.cluster.timeline import Timeline, decode_timeline
+from tinycluster.cluster.timeline import Timeline
+from tinycluster.cluster.tracing import Tracing
 from tinycluster.engine.detokenizer import Detokenizer
 from tinycluster.engine.errors import DeadlineError, QueueFullError, TinyclusterError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 
 OnFailure = Callable[[UnavailableError], None]
 _SEED_BITS = 64
-_TIMELINE_TIMEOUT_S = 30.0
 _ALONE = RequestOptions()
 
 
@@ -77,7 +77,7 @@ class Engine:
         self._failure: UnavailableError | None = None
         self._ids = itertools.count()
         self._hand_over = HandOver()
-        self._timelines: queue.SimpleQueue[tuple[int, Timeline]] = queue.SimpleQueue()
+        self._tracing = Tracing(ranks)
         self._probe_lock = threading.Lock()
         self._probe_id: int | None = None
         self._thread = threading.Thread(target=self._run, name=f"driver-{model.name}", daemon=True)
@@ -201,20 +201,15 @@ class Engine:
 
     def start_tracing(self) -> None:
         """From here on every rank writes down what it does; the bits stay the same."""
-        self._ranks.send(SetTracing(True))
+        self._tracing.start()
 
     def stop_tracing(self) -> list[Timeline]:
         """By rank, the steps since start_tracing, on this process's clock. UnavailableError where a rank is silent."""
-        self._ranks.send(SetTracing(False))
-        timelines: dict[int, Timeline] = {}
-        while len(timelines) < self._ranks.size:
-            try:
-                rank, timeline = self._timelines.get(timeout=_TIMELINE_TIMEOUT_S)
-            except queue.Empty:
-                self._raise_if_failed()
-                raise UnavailableError(f"{self.name}: a rank sent no timeline") from None
-            timelines[rank] = timeline
-        return [timelines[rank] for rank in range(self._ranks.size)]
+        timelines = self._tracing.stop()
+        if timelines is None:
+            self._raise_if_failed()
+            raise UnavailableError(f"{self.name}: a rank sent no timeline")
+        return timelines
 
     def close(self) -> None:
         """End every request with UnavailableError, then the ranks. May be called twice."""
@@ -288,8 +283,7 @@ class Engine:
             if isinstance(event.message, StepResult):
                 outputs += self._take_result(event.message, time.monotonic())
             elif isinstance(event.message, EncodedTimeline):
-                timeline = decode_timeline(event.message).on_clock(time.monotonic_ns())
-                self._timelines.put((event.rank, timeline))
+                self._tracing.take(event.rank, event.message, time.monotonic_ns())
             elif isinstance(event.message, RankFailure | RankLost):
                 cause = cause_of(events, self._inbox)
                 self._blame(cause.rank, cause.sentence)
