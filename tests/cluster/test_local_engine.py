@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.cluster.engines import GREEDY, Line, answers, engine_for, prompt_of, read, settings_for
+from tests.cluster.engines import GREEDY, SAMPLED, Line, answer_all, answers, engine_for, prompt_of, read, settings_for
 from tests.parity.random_model import CASES, write_folder
 from tinycluster.cluster import local
 from tinycluster.cluster.launch import start_engine
@@ -122,3 +123,17 @@ def test_a_missing_model_is_refused_before_anything_starts(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="no such file or folder"):
         engine_for(tmp_path / "absent")
     assert rank_threads() == []
+
+
+def test_two_hundred_aborted_requests_leave_no_block_in_use(tiny_model: Path) -> None:
+    limits = {"max_model_len": 128, "max_running": 16, "max_waiting": 200}
+    with closing(engine_for(tiny_model, limits=limits)) as engine:
+        before = answer_all(engine, [prompt_of(20)], GREEDY)
+        endless = replace(SAMPLED, max_tokens=None)
+        generations = [engine.submit(prompt_of(30, first=index), endless) for index in range(200)]
+        for generation in generations[:16]:
+            next(iter(generation))
+        for generation in generations:
+            generation.abort()
+        assert engine.cache_use.num_used == engine.num_running == engine.num_waiting == 0
+        assert answer_all(engine, [prompt_of(20)], GREEDY) == before
