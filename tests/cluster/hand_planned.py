@@ -42,8 +42,8 @@ def run_steps(model: Path, steps: Sequence[StepPlan], **changes: Any) -> list[St
 
 
 def row(tokens: Sequence[int], position: int, blocks: tuple[int, ...], sampling: SamplingParams, **fields: Any) -> Row:
-    """A row of request 1 with seed 7 that samples once, unless `fields` say otherwise."""
-    return Row(1, tuple(tokens), position, blocks, 1, sampling, 7)._replace(**fields)
+    """A row of request 1 that samples once, with seed 7 and a prompt of 21 tokens, unless `fields` say otherwise."""
+    return Row(1, tuple(tokens), position, blocks, 1, sampling, 7, 21)._replace(**fields)
 
 
 def steps_of(*rows: Row | Sequence[Row], **fields: Any) -> list[StepPlan]:

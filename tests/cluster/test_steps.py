@@ -41,7 +41,12 @@ def decoded(model: Path, sampling: SamplingParams, count: int) -> list[SampledTo
     return samples
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+BIASED = replace(
+    SAMPLED, logit_bias=((17, 4.0), (EOS_TOKEN_ID, 9.0)), min_tokens=5, allowed_token_ids=tuple(range(200)), logprobs=2
+)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, BIASED], ids=["greedy", "sampled", "biased"])
 def test_verified_drafts_give_the_tokens_and_logits_of_plain_decoding(
     tiny_model: Path, sampling: SamplingParams
 ) -> None:
@@ -99,9 +104,7 @@ def test_rules_give_the_defined_tokens_on_every_mesh_while_the_driver_does_not_k
     plain, prompt = prompt_of(9), tuple(PROMPT)
 
     def ruled(**fields: Any) -> Row:
-        return row(
-            fields.pop("tokens", [PENDING]), fields.pop("position"), BLOCKS, RULED, num_prompt_tokens=21, **fields
-        )
+        return row(fields.pop("tokens", [PENDING]), fields.pop("position"), BLOCKS, RULED, **fields)
 
     def other(position: int) -> Row:
         return row(plain if position == 0 else [PENDING], position, (2, 3), GREEDY, request_id=0)
@@ -142,9 +145,7 @@ def test_prompts_are_told_the_log_probabilities_of_their_own_logits_on_every_mes
         expected.append(TokenLogprobs(float(logprob), rank, tuple((best, float(value)) for best, value in top)))
     sampling = SamplingParams(temperature=0, prompt_logprobs=3)
     chunks = [(0, 8), (8, 9), (9, 21)]
-    reported = [
-        row(PROMPT[a:b], a, BLOCKS, sampling, num_samples=int(b == 21), num_prompt_tokens=21) for a, b in chunks
-    ]
+    reported = [row(PROMPT[a:b], a, BLOCKS, sampling, num_samples=int(b == 21)) for a, b in chunks]
     steps = steps_of(
         *[own._replace(next_token=[*PROMPT, None][end]) for own, (_, end) in zip(reported, chunks, strict=True)]
     )

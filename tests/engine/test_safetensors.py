@@ -133,6 +133,10 @@ def test_end_tokens_are_merged_from_all_files_that_name_them(tmp_path: Path) -> 
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.config.eos_token_ids == (7, 9)
     assert checkpoint.tokenizer().eos_token_ids == (7, 9, EOS_TOKEN_ID)
+    named: dict[str, Any] = {str(EOS_TOKEN_ID): {"content": "<|im_end|>"}, "5": {"content": "x"}, "x": {}, "y": 3}
+    rewrite(tmp_path / "tokenizer_config.json", added_tokens_decoder=named | {"9" * 5000: {"content": "<|im_end|>"}})
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config.eos_token_ids == checkpoint.tokenizer().eos_token_ids == (7, 9, EOS_TOKEN_ID)
 
 
 def test_the_digest_is_stable_and_changes_with_configuration_and_weights(tmp_path: Path) -> None:
