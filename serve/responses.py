@@ -28,7 +28,7 @@ from tinycluster.serve.responses_events import ResponseEvents, new_response
 from tinycluster.serve.responses_fields import ResponsesRequest, parse_responses
 from tinycluster.serve.responses_page import page_of
 from tinycluster.serve.responses_prompt import submit_response
-from tinycluster.serve.responses_store import Item, ResponseStore, StoredResponse
+from tinycluster.serve.responses_store import Context, ResponseStore, StoredResponse, context_of
 from tinycluster.serve.stream import EventStream
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ class Responses:
         self._background: set[asyncio.Task[None]] = set()
 
     async def create(self, request: Request) -> Response:
-        body, asked = await read_as(lambda body: (body, parse_responses(body)), request)
+        body, asked, said = await read_as(_read, request)
         client = client_of(request)
         engine = self._registry.get(asked.model)
-        context = [*self._history(client, asked), *(item.as_listed() for item in asked.input)]
+        context = self._history(client, asked) + said
         choices = await submit_response(engine, asked, body, context, client)
         events = self._begin(client, asked, engine.name, context, choices)
         if asked.stream:
@@ -88,10 +88,10 @@ class Responses:
             stored.stop()
         return {"id": response_id, "object": "response", "deleted": True}
 
-    def _history(self, client: str, asked: ResponsesRequest) -> list[Item]:
-        """All items of the conversation that `asked` continues."""
+    def _history(self, client: str, asked: ResponsesRequest) -> Context:
+        """The conversation that `asked` continues."""
         if asked.previous_response_id is None:
-            return []
+            return context_of([])
         param = "previous_response_id"
         previous = self._store.get(client, asked.previous_response_id)
         if previous is None:
@@ -99,10 +99,10 @@ class Responses:
             raise RequestError(message, param, "previous_response_not_found")
         if previous.stop is not None:
             raise RequestError("previous_response_id is of a response that is still in progress", param)
-        return [*previous.context, *previous.response["output"]]
+        return previous.context + context_of(previous.response["output"])
 
     def _begin(
-        self, client: str, asked: ResponsesRequest, model: str, context: list[Item], choices: Choices
+        self, client: str, asked: ResponsesRequest, model: str, context: Context, choices: Choices
     ) -> ResponseEvents:
         """The response in progress, stored if it may be."""
         response = new_response(asked, model, int(time.time()))
@@ -136,6 +136,12 @@ class ResponseStream(EventStream):
             await super().__call__(scope, receive, send)
         finally:
             self._response_events.cancel()
+
+
+def _read(body: dict[str, Any]) -> tuple[dict[str, Any], ResponsesRequest, Context]:
+    """The body, what it asks for, and its items as they are listed."""
+    asked = parse_responses(body)
+    return body, asked, context_of([item.as_listed() for item in asked.input])
 
 
 async def _drain(choices: Choices, events: ResponseEvents) -> None:
@@ -176,7 +182,7 @@ def add_responses_routes(app: FastAPI, registry: ModelRegistry) -> None:
 
     @app.get("/v1/responses/{response_id}/input_items")
     async def list_input_items(request: Request, response_id: str) -> Response:
-        return JSONResponse(page_of(responses.find(request, response_id).context, request.query_params))
+        return JSONResponse(page_of(responses.find(request, response_id).context.items, request.query_params))
 
     @app.post("/v1/responses/{response_id}/cancel")
     async def cancel_response(request: Request, response_id: str) -> Response:

@@ -17,10 +17,11 @@ from tinycluster.serve.fields import Fields
 
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 MAX_ID_CHARS = 512
+MAX_ITEMS = 2**14
 
 
 class TextPart(Fields):
-    type: Literal["input_text", "output_text"]
+    type: Literal["input_text", "output_text", "text"]
     text: str
 
 
@@ -94,7 +95,7 @@ def text_part(text: str) -> dict[str, Any]:
 
 
 def _kind_of(item: Any) -> str | None:
-    kind = item.get("type", "message") if isinstance(item, dict) else None
+    kind = (item.get("type") or "message") if isinstance(item, dict) else None
     return kind if kind in ("message", "function_call", "function_call_output") else None
 
 
@@ -111,14 +112,13 @@ InputItem = Annotated[
 
 
 def _items(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > MAX_ITEMS:
+        raise ValueError(f"must have at most {MAX_ITEMS} items")
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-Input = Annotated[
-    list[InputItem],
-    Field(min_length=1),
-    BeforeValidator(_items, json_schema_input_type=str | Annotated[list[InputItem], Field(min_length=1)]),
-]
+Items = Annotated[list[InputItem], Field(min_length=1)]
+Input = Annotated[Items, BeforeValidator(_items, json_schema_input_type=str | Items)]
 
 
 def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,58 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError, RequestError
+from tinycluster.serve.body import PARSE_IN_THREAD_BYTES
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.generation_routes import rendered_prompt, submit_request
 from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.responses_fields import ResponsesRequest, chat_body, renamed
-from tinycluster.serve.responses_store import Item
+from tinycluster.serve.responses_store import Context
 
-MAX_CONTEXT_CHARS = 2**23
+MAX_CONTEXT_BYTES = 2**23
 """A conversation grows with every response that continues it; this is twice as long as one body may be."""
+MAX_CONTEXT_ITEMS = 2**15
 
 
 async def submit_response(
-    engine: Engine, asked: ResponsesRequest, body: Mapping[str, Any], context: Sequence[Item], client: str
+    engine: Engine, asked: ResponsesRequest, body: Mapping[str, Any], context: Context, client: str
 ) -> Choices:
     """The one choice that answers the context. RequestError under the names of /v1/responses, or as engine.submit."""
-    if sum(len(str(item)) for item in context) > MAX_CONTEXT_CHARS:
-        raise ContextLengthError(f"The conversation is longer than {MAX_CONTEXT_CHARS} characters", "input")
+    if context.num_bytes > MAX_CONTEXT_BYTES or len(context.items) > MAX_CONTEXT_ITEMS:
+        limit = f"{MAX_CONTEXT_BYTES} bytes or {MAX_CONTEXT_ITEMS} items"
+        raise ContextLengthError(f"The conversation is longer than {limit}", "input")
     try:
-        chat, prompt = await _chat(engine, asked, body, context)
+        chat, prompt = await _Prompts(engine, asked, body, context).fitting()
         return await submit_request(client, chat, engine, [prompt])
     except RequestError as error:
         raise renamed(error) from None
 
 
-async def _chat(
-    engine: Engine, asked: ResponsesRequest, body: Mapping[str, Any], context: Sequence[Item]
-) -> tuple[ChatRequest, Sequence[int]]:
-    """The chat request and its prompt; with truncation "auto" without as many of the oldest turns as do not fit."""
+class _Prompts:
+    """The chat requests of a conversation: of the whole, and without its oldest turns."""
 
-    async def of(items: Sequence[Item]) -> tuple[ChatRequest, Sequence[int]]:
-        chat = parse(ChatRequest, chat_body(asked, body, items))
-        return chat, await rendered_prompt(engine, chat)
+    def __init__(self, engine: Engine, asked: ResponsesRequest, body: Mapping[str, Any], context: Context) -> None:
+        self._engine, self._asked, self._body, self._context = engine, asked, body, context
 
-    chat, prompt = await of(context)
-    room = engine.max_model_len - (asked.max_output_tokens or 1)
-    if asked.truncation != "auto" or len(prompt) <= room:
-        return chat, prompt
-    shorter = _shortened(context)
-    first, last = 0, len(shorter) - 1
-    while first < last:
-        middle = (first + last) // 2
-        _, prompt = await of(shorter[middle])
-        first, last = (first, middle) if len(prompt) <= room else (middle + 1, last)
-    return await of(shorter[first]) if shorter else (chat, prompt)
+    async def fitting(self) -> tuple[ChatRequest, Sequence[int]]:
+        """With truncation "auto" without as many turns as do not fit; a turn begins with a user's message."""
+        chat, prompt = await self._without_items_before(0)
+        room = self._engine.max_model_len - (self._asked.max_output_tokens or 1)
+        if self._asked.truncation != "auto" or len(prompt) <= room:
+            return chat, prompt
+        turns = [i for i, item in enumerate(self._context.items) if item.get("role") == "user"]
+        first, last = 1, len(turns) - 1
+        if first > last:
+            return chat, prompt
+        while first < last:
+            middle = (first + last) // 2
+            _, prompt = await self._without_items_before(turns[middle])
+            first, last = (first, middle) if len(prompt) <= room else (middle + 1, last)
+        return await self._without_items_before(turns[first])
 
+    async def _without_items_before(self, start: int) -> tuple[ChatRequest, Sequence[int]]:
+        """System messages at the begin of the conversation are kept."""
+        if self._context.num_bytes < PARSE_IN_THREAD_BYTES:
+            chat = self._chat(start)
+        else:
+            chat = await asyncio.to_thread(self._chat, start)
+        return chat, await rendered_prompt(self._engine, chat)
 
-def _shortened(context: Sequence[Item]) -> list[Sequence[Item]]:
-    """The context without its first turn, its first two turns and so on; a turn begins with a user's message."""
-    num_system = next((i for i, item in enumerate(context) if item.get("role") not in ("system", "developer")), 0)
-    turns = [i for i, item in enumerate(context) if item["type"] == "message" and item["role"] == "user"]
-    return [[*context[:num_system], *context[start:]] for start in turns[1:]]
+    def _chat(self, start: int) -> ChatRequest:
+        items = self._context.items
+        num_system = next((i for i, item in enumerate(items) if item.get("role") not in ("system", "developer")), 0)
+        kept = items if start == 0 else [*items[:num_system], *items[start:]]
+        return parse(ChatRequest, chat_body(self._asked, self._body, kept))

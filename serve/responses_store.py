@@ -10,7 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_RESPONSES = 4096
 MAX_BYTES = 64 * 2**20
@@ -18,15 +18,26 @@ MAX_BYTES = 64 * 2**20
 Item = Mapping[str, Any]
 
 
+class Context(NamedTuple):
+    """All input items of a response, those of previous responses first, and how long their JSON is."""
+
+    items: Sequence[Item]
+    num_bytes: int
+
+    def __add__(self, more: Context) -> Context:  # type: ignore[override]
+        return Context([*self.items, *more.items], self.num_bytes + more.num_bytes)
+
+
+def context_of(items: Sequence[Item]) -> Context:
+    return Context(items, sum(len(json.dumps(item)) for item in items))
+
+
 @dataclass
 class StoredResponse:
-    """`response` is the object that clients get. `context` are all input items, those of previous responses first.
-
-    `stop` ends the generation of a response that is still in progress.
-    """
+    """`response` is the object that clients get. `stop` ends the generation of one that is still in progress."""
 
     response: dict[str, Any]
-    context: Sequence[Item]
+    context: Context
     stop: Callable[[], None] | None = None
     num_bytes: int = 0
 
@@ -53,7 +64,7 @@ class ResponseStore:
     def put(self, client: str, stored: StoredResponse) -> None:
         """Store, or store again what has changed. What is larger than the whole store is not kept."""
         self.remove(client, stored.response_id)
-        stored.num_bytes = _size_of(stored)
+        stored.num_bytes = stored.context.num_bytes + len(json.dumps(stored.response))
         shelf = self._shelves.setdefault(client, _Shelf())
         shelf.responses[stored.response_id] = stored
         self._count(shelf, 1, stored.num_bytes)
@@ -89,7 +100,3 @@ class ResponseStore:
         shelf.num_bytes += num_bytes
         self.num_responses += num_responses
         self.num_bytes += num_bytes
-
-
-def _size_of(stored: StoredResponse) -> int:
-    return len(json.dumps(stored.response)) + sum(len(json.dumps(item)) for item in stored.context)

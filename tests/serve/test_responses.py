@@ -16,6 +16,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import ByteTokenizer, FakeEngine
 from tests.serve.strict_types import conforms
+from tinycluster.serve.responses_items import MAX_ITEMS
 
 
 class WholeChat(ByteTokenizer):
@@ -329,3 +330,14 @@ def read_events(client: httpx.Client, body: dict[str, Any]) -> list[dict[str, An
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"
     return events
+
+
+def test_a_conversation_that_is_too_large_is_refused(client: httpx.Client) -> None:
+    items = [{"role": "user", "content": "a"}] * (MAX_ITEMS + 1)
+    answer = client.post("/v1/responses", json={"input": items})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+    made: dict[str, Any] = {}
+    while "error" not in made or made["error"] is None:
+        body = {"input": items[:MAX_ITEMS], "previous_response_id": made.get("id")}
+        made = client.post("/v1/responses", json=body).json()
+    assert (made["error"]["code"], made["error"]["param"]) == ("context_length_exceeded", "input")

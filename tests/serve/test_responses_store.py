@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinycluster.serve.responses_store import ResponseStore, StoredResponse
+from tinycluster.serve.responses_store import ResponseStore, StoredResponse, context_of
 
 
 def stored(response_id: str, size: int = 0, stops: list[str] | None = None) -> StoredResponse:
@@ -16,7 +16,7 @@ def stored(response_id: str, size: int = 0, stops: list[str] | None = None) -> S
         stops.append(response_id)
 
     response = {"id": response_id, "output": "x" * size}
-    return StoredResponse(response, [], None if stops is None else stop)
+    return StoredResponse(response, context_of([]), None if stops is None else stop)
 
 
 def ids(store: ResponseStore, client: str, candidates: str) -> str:
