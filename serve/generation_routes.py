@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ from functools import partial
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-import tinycluster
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError
 from tinycluster.engine.tool_calls import ToolCallParser, tool_call_parser
@@ -23,7 +21,6 @@ from tinycluster.serve.choices import Choices, submit
 from tinycluster.serve.detailed_chunks import chunks_for
 from tinycluster.serve.disconnect import unless_disconnected
 from tinycluster.serve.identity import client_of
-from tinycluster.serve.messages import template_messages
 from tinycluster.serve.prompts import chat_prompt, completion_prompts, truncated
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, GenerationFields, parse
 from tinycluster.serve.registry import ModelRegistry
@@ -38,7 +35,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
         engine = registry.get(body.model)
         prompt = await rendered_prompt(engine, body)
         choices = await submit_request(client_of(request), body, engine, [prompt])
-        form = _form(body, engine, [prompt], "chat.completion")
+        form = _form(body, engine, [prompt], "chat.completion", registry.fingerprint(engine))
         form = replace(form, new_parser=call_parser(engine, body)) if body.parses_calls else form
         return await _answer(request, body, choices, form)
 
@@ -52,7 +49,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
             choices = await submit_request(client_of(request), body, engine, prompts)
         except ContextLengthError as error:
             raise ContextLengthError(error.message, param="prompt") from None
-        form = _form(body, engine, prompts, "text_completion")
+        form = _form(body, engine, prompts, "text_completion", registry.fingerprint(engine))
         form = replace(form, echo=_echo(body, engine, prompts) if body.echo else None)
         return await _answer(request, body, choices.prompt_only() if body.is_prompt_only else choices, form)
 
@@ -61,7 +58,7 @@ async def rendered_prompt(engine: Engine, body: ChatRequest) -> Sequence[int]:
     """The token ids of a chat request's messages."""
     rendered = await chat_prompt(
         engine,
-        template_messages(body.messages),
+        body.messages,
         add_generation_prompt=body.has_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
         tools=None if body.tool_use is None else body.tool_use.template_tools(),
@@ -86,12 +83,14 @@ async def submit_request(
     return submit(engine, prompts, body.samplings(engine.tokenizer), options)
 
 
-def _form(body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]], kind: Kind) -> AnswerForm:
+def _form(
+    body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int]], kind: Kind, fingerprint: str
+) -> AnswerForm:
     head = {
         "id": f"{'chatcmpl' if kind == 'chat.completion' else 'cmpl'}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": engine.name,
-        "system_fingerprint": _fingerprint(engine),
+        "system_fingerprint": fingerprint,
     }
     return AnswerForm(
         kind=kind,
@@ -107,12 +106,6 @@ def _form(body: GenerationFields, engine: Engine, prompts: Sequence[Sequence[int
         logprobs=body.num_shown_logprobs(),
         prompt_logprobs=body.prompt_logprobs,
     )
-
-
-def _fingerprint(engine: Engine) -> str:
-    """The same for the same answers: of the release and the model, since neither mesh nor batch changes them."""
-    identity = f"{tinycluster.__version__} {engine.name} {engine.config}"
-    return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
 
 def _echo(body: CompletionRequest, engine: Engine, prompts: Sequence[Sequence[int]]) -> list[str]:

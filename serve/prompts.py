@@ -8,28 +8,31 @@ from typing import Any, TypeVar
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError
+from tinycluster.serve.messages import Message, template_messages
 from tinycluster.serve.protocol import Prompt
 
 IN_THREAD_CHARS = 2048
 """Shorter texts take less time than a hand-over to a thread and back."""
+MESSAGE_CHARS = 32
+"""What a template writes around a message, about."""
 
 Result = TypeVar("Result")
 
 
 async def chat_prompt(
     engine: Engine,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Message],
     *,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """The token ids of a conversation. RequestError where the model's template refuses it."""
-    num_chars = sum(len(message["content"]) for message in messages) + (IN_THREAD_CHARS if tools else 0)
+    num_chars = sum(len(message.text or "") + MESSAGE_CHARS for message in messages) + (IN_THREAD_CHARS if tools else 0)
     return await _run(
         num_chars,
         lambda: engine.tokenizer.apply_chat_template(
-            messages,
+            template_messages(messages),
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tools=tools,

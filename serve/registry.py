@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import tinycluster
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError, UnavailableError
 from tinycluster.serve.errors import model_not_found
@@ -12,9 +15,15 @@ class ModelRegistry:
 
     def __init__(self) -> None:
         self._engines: dict[str, Engine] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def add(self, engine: Engine) -> None:
         self._engines[engine.name] = engine
+        self._fingerprints[engine.name] = _fingerprint(engine)
+
+    def fingerprint(self, engine: Engine) -> str:
+        """The `system_fingerprint` of an engine's answers."""
+        return self._fingerprints[engine.name]
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -35,3 +44,9 @@ class ModelRegistry:
     def words(self) -> str:
         """The models and their meshes, for people: "smollm2, tensor 2 × pipeline 1"."""
         return "; ".join(f"{e.name}, tensor {e.mesh.tensor} × pipeline {e.mesh.pipeline}" for e in self.engines)
+
+
+def _fingerprint(engine: Engine) -> str:
+    """The same for the same answers: of the release and the model, since neither mesh nor batch changes them."""
+    identity = f"{tinycluster.__version__} {engine.name} {engine.config}"
+    return f"fp_{hashlib.sha256(identity.encode()).hexdigest()[:10]}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinycluster.cluster.generation import Delta
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
-from tinycluster.engine.errors import ContextLengthError, QueueFullError, UnavailableError
+from tinycluster.engine.errors import ContextLengthError, DeadlineError, QueueFullError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.request import FinishReason, PromptProgress, RequestOptions, SamplingParams, TokenLogprobs
 
@@ -73,7 +73,8 @@ class FakeEngine:
     """`gate` None answers at once; else every token after the first waits for a release of the semaphore.
 
     With a temperature above 0 the answer starts with the seed, so that a test sees which seed a choice had.
-    The prompts "lost" and "bug" fail after their first token, "full" is refused, "lost at once" fails before it.
+    The prompts "lost", "late" and "bug" fail after their first token, "lost at once" and "late at once" before it, and
+    "full" is refused.
     """
 
     name: str = "fake"
@@ -202,8 +203,10 @@ class FakeGeneration:
 
 FAULTS: dict[str, Callable[[], Exception]] = {
     "lost": lambda: UnavailableError("rank 1 was lost"),
+    "late": lambda: DeadlineError("the request's timeout is over"),
     "bug": lambda: ZeroDivisionError("secret detail"),
 }
 FAULTS_AT_ONCE: dict[str, Callable[[], Exception]] = {
+    "late at once": lambda: DeadlineError("the request's timeout is over"),
     "lost at once": lambda: UnavailableError("rank 1 was lost"),
 }

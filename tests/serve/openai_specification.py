@@ -18,8 +18,18 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 @cache
 def _registry() -> Registry[Any]:
     text = load_spec_path("openai", "official").read_text(encoding="utf-8")
-    document = yaml.load(text, Loader=_LOADER)
+    document = _with_nulls(yaml.load(text, Loader=_LOADER))
     return Registry[Any]().with_resource("urn:openai", Resource(document, DRAFT202012))
+
+
+def _with_nulls(schema: Any) -> Any:
+    """Version 3.1 of OpenAPI has dropped `nullable`, which the document still uses in places."""
+    if isinstance(schema, list):
+        return [_with_nulls(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: _with_nulls(part) for key, part in schema.items()}
+    return {"anyOf": [parts, {"type": "null"}]} if parts.get("nullable") is True else parts
 
 
 def violations(schema: str, value: object) -> list[str]:

@@ -152,6 +152,19 @@ def test_a_rank_lost_in_a_stream_is_one_error_event_and_done(client: httpx.Clien
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_before_the_first_token_is_a_408(client: httpx.Client, stream: bool) -> None:
+    response = client.post("/v1/completions", json={"prompt": "late at once", "stream": stream, "timeout": 1})
+    assert error_of(response, 408)["code"] == "deadline_exceeded"
+
+
+def test_a_deadline_in_a_stream_is_one_error_event_and_done(client: httpx.Client) -> None:
+    response = client.post("/v1/completions", json={"prompt": "late", "stream": True, "timeout": 1})
+    *_, error, end = response.text.strip().split("\n\n")
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    assert end == "data: [DONE]"
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_our_own_fault_is_logged_and_says_nothing_outside(
     client: httpx.Client, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
