@@ -124,14 +124,22 @@ class History:
         self.extend(tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            place = self._places.setdefault(token, len(self._places))
-            if place == len(self._ids):
-                self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-            self._ids[place] = token
-            self._counts[place] += len(self.tokens) >= self._num_prompt_tokens
-            self.tokens.append(token)
+        num_prompt = max(0, self._num_prompt_tokens - len(self.tokens))
+        self.tokens += tokens
+        for token in dict.fromkeys(tokens[:num_prompt]):
+            self._place(token)
+        for token in tokens[num_prompt:]:
+            place = self._place(token)
+            self._counts[place] += 1
+
+    def _place(self, token: int) -> int:
+        """Where a token stands in the arrays."""
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[place] = token
+        return place
 
     def penalize(self, sampling: SamplingParams, out_V: F32) -> None:
         """Lower the logits of the request's tokens, or raise them where a penalty is a reward."""
