@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.engines import GREEDY, SAMPLED, Answer, answer_all, answers, engine_for, prompt_of, read
 from tests.parity.random_model import CASES, write_folder
 from tinycluster.engine import scheduler
+from tinycluster.engine.block_tables import BlockTables
 from tinycluster.engine.request import SamplingParams
 from tinycluster.parallel.layers import ProgramBuilder
 
@@ -135,6 +136,25 @@ def test_choices_of_one_prompt_give_what_each_gives_alone(tiny_model: Path, mesh
     alone = [answers(tiny_model, [prompt], sampling)[0] for sampling in choices]
     with closing(engine_for(tiny_model, mesh=mesh)) as engine:
         assert [read(generation) for generation in engine.submit_choices(prompt, choices)] == alone
+
+
+@pytest.mark.parametrize("block_tokens", [16, 64])
+def test_blocks_that_a_window_gives_back_are_used_by_others_and_change_no_bit(
+    tmp_path: Path, block_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CASES["mistral_window"], max_position_embeddings=512)
+    folder = write_folder(tmp_path, config, seed=9)
+    prompts = [prompt_of(150 + 7 * index, first=index) for index in range(4)]
+    longer, limits = replace(SAMPLED, max_tokens=90), {"max_model_len": 300}
+    # Too few blocks for all four texts, unless windows give back what they have passed.
+    kv_cache = {"memory": "256KiB", "block_tokens": block_tokens, "prefix_cache": False}
+    with closing(engine_for(folder, limits=limits, kv_cache=kv_cache)) as engine:
+        dropping = answer_all(engine, prompts, longer)
+        num_preemptions = engine.num_preemptions
+    monkeypatch.setattr(BlockTables, "drop_unreached", lambda self, request: None)
+    with closing(engine_for(folder, limits=limits, kv_cache=kv_cache)) as engine:
+        assert answer_all(engine, prompts, longer) == dropping
+        assert engine.num_preemptions > num_preemptions == 0
 
 
 @pytest.mark.parametrize("mesh", [{}, {"tensor": 2}, {"pipeline": 2}])
