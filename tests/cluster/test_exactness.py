@@ -145,9 +145,9 @@ def test_blocks_that_a_window_gives_back_are_used_by_others_and_change_no_bit(
     config = replace(CASES["mistral_window"], max_position_embeddings=512)
     folder = write_folder(tmp_path, config, seed=9)
     prompts = [prompt_of(150 + 7 * index, first=index) for index in range(4)]
-    longer, limits = replace(SAMPLED, max_tokens=90), {"max_model_len": 300}
+    longer, limits = replace(SAMPLED, max_tokens=120), {"max_model_len": 300}
     # Too few blocks for all four texts, unless windows give back what they have passed.
-    kv_cache = {"memory": "256KiB", "block_tokens": block_tokens, "prefix_cache": False}
+    kv_cache = {"memory": "240KiB", "block_tokens": block_tokens, "prefix_cache": False}
     with closing(engine_for(folder, limits=limits, kv_cache=kv_cache)) as engine:
         dropping = answer_all(engine, prompts, longer)
         num_preemptions = engine.num_preemptions
