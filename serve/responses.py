@@ -27,7 +27,7 @@ from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.responses_events import ResponseEvents, new_response
 from tinycluster.serve.responses_fields import ResponsesRequest, parse_responses
 from tinycluster.serve.responses_page import page_of
-from tinycluster.serve.responses_prompt import submit_response
+from tinycluster.serve.responses_prompt import Submitted, submit_response
 from tinycluster.serve.responses_store import Context, ResponseStore, StoredResponse, context_of
 from tinycluster.serve.stream import EventStream
 
@@ -46,8 +46,8 @@ class Responses:
         client = client_of(request)
         engine = self._registry.get(asked.model)
         context = self._history(client, asked) + said
-        choices = await submit_response(engine, asked, body, context, client)
-        events = self._begin(client, asked, engine.name, context, choices)
+        submitted = await submit_response(engine, asked, body, context, client)
+        choices, events = submitted.choices, self._begin(client, asked, engine.name, context, submitted)
         if asked.stream:
             return ResponseStream(choices, events)
         if asked.background:
@@ -102,7 +102,7 @@ class Responses:
         return previous.context + context_of(previous.response["output"])
 
     def _begin(
-        self, client: str, asked: ResponsesRequest, model: str, context: Context, choices: Choices
+        self, client: str, asked: ResponsesRequest, model: str, context: Context, submitted: Submitted
     ) -> ResponseEvents:
         """The response in progress, stored if it may be."""
         response = new_response(asked, model, int(time.time()))
@@ -110,14 +110,14 @@ class Responses:
 
         def stop() -> None:
             events.cancel()
-            choices.abort()
+            submitted.choices.abort()
 
         def on_end() -> None:
             stored.stop = None
             if self._store.get(client, stored.response_id) is stored:
                 self._store.put(client, stored)
 
-        events = ResponseEvents(response, time.time, on_end)
+        events = ResponseEvents(response, time.time, on_end, submitted.parser)
         if asked.is_stored:
             stored.stop = stop
             self._store.put(client, stored)

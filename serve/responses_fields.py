@@ -36,6 +36,7 @@ _RENAMED = {
     "input": r"messages\b.*",
     "max_output_tokens": r"max_(?:completion_)?tokens\b",
     "text.format": r"response_format(?:\.json_schema)?\b",
+    "tool_choice": r"tool_choice\b.*",
     r"tools\1": r"tools(\[\d+\])\.function\b",
 }
 """Names of this API by patterns of those of the chat's."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import ContextLengthError, RequestError
+from tinycluster.engine.tool_calls import ToolCallParser
 from tinycluster.serve.body import PARSE_IN_THREAD_BYTES
 from tinycluster.serve.choices import Choices
-from tinycluster.serve.generation_routes import rendered_prompt, submit_request
+from tinycluster.serve.generation_routes import call_parser, rendered_prompt, submit_request
 from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.responses_fields import ResponsesRequest, chat_body, renamed
 from tinycluster.serve.responses_store import Context
@@ -20,16 +21,24 @@ MAX_CONTEXT_BYTES = 2**23
 MAX_CONTEXT_ITEMS = 2**15
 
 
+class Submitted(NamedTuple):
+    """The one choice that is generated, and what finds calls of functions in its text."""
+
+    choices: Choices
+    parser: ToolCallParser | None
+
+
 async def submit_response(
     engine: Engine, asked: ResponsesRequest, body: Mapping[str, Any], context: Context, client: str
-) -> Choices:
-    """The one choice that answers the context. RequestError under the names of /v1/responses, or as engine.submit."""
+) -> Submitted:
+    """What answers the context. RequestError under the names of /v1/responses, or as engine.submit."""
     if context.num_bytes > MAX_CONTEXT_BYTES or len(context.items) > MAX_CONTEXT_ITEMS:
         limit = f"{MAX_CONTEXT_BYTES} bytes or {MAX_CONTEXT_ITEMS} items"
         raise ContextLengthError(f"The conversation is longer than {limit}", "input")
     try:
         chat, prompt = await _Prompts(engine, asked, body, context).fitting()
-        return await submit_request(client, chat, engine, [prompt])
+        parser = call_parser(engine, chat)() if chat.parses_calls else None
+        return Submitted(await submit_request(client, chat, engine, [prompt]), parser)
     except RequestError as error:
         raise renamed(error) from None
 

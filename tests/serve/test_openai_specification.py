@@ -13,6 +13,10 @@ from tests.serve.openai_specification import violations
 HELLO = [{"role": "user", "content": "abc"}]
 
 
+ADD = {"type": "function", "name": "add", "parameters": {"type": "object", "properties": {}}, "strict": False}
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
 def answer(client: httpx.Client, path: str, **body: Any) -> Any:
     made = client.post(path, json=body) if body else client.get(path)
     return made.json()
@@ -31,6 +35,8 @@ def test_models_are_listed_and_shown_as_published(client: httpx.Client) -> None:
         {"input": HELLO, "temperature": 0, "top_p": 0.5, "text": {"format": {"type": "text"}}, "tool_choice": "none"},
         {"input": "abc", "prompt_cache_key": "k", "safety_identifier": "s", "store": False, "tools": []},
         {"input": "abc", "background": True},
+        {"input": CALL, "tools": [ADD], "tool_choice": {"type": "function", "name": "add"}},
+        {"input": "{}", "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}},
     ],
 )
 def test_a_response_is_as_published(client: httpx.Client, body: dict[str, Any]) -> None:
@@ -50,13 +56,20 @@ def test_input_items_are_as_published(client: httpx.Client) -> None:
         *HELLO,
         {"role": "assistant", "content": "said"},
         {"role": "developer", "content": [{"type": "input_text", "text": "do"}]},
+        {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "2"},
     ]
     made = answer(client, "/v1/responses", input=items)
     assert violations("ResponseItemList", answer(client, f"/v1/responses/{made['id']}/input_items")) == []
 
 
 def test_every_event_of_a_stream_is_as_published(client: httpx.Client) -> None:
-    for body in ({"input": "abc"}, {"input": "abc", "max_output_tokens": 1}, {"input": "lost"}):
+    for body in (
+        {"input": "abc"},
+        {"input": "abc", "max_output_tokens": 1},
+        {"input": "lost"},
+        {"input": CALL, "tools": [ADD]},
+    ):
         streamed = client.post("/v1/responses", json={**body, "stream": True}).text
         events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
         assert len(events) > 5

@@ -309,6 +309,61 @@ def test_a_text_format_is_a_grammar_of_the_request_and_is_shown(start_server: St
     assert (engine.options[0].grammar is None) == (kind == "text")
 
 
+ADD = {"type": "function", "name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def test_a_function_is_called_and_its_result_goes_on(api: openai.OpenAI) -> None:
+    made = api.responses.create(model="fake", input=CALL, tools=[ADD], tool_choice="required")  # type: ignore[list-item]
+    conforms(Response, made.to_dict())
+    (call,) = made.output
+    assert call.type == "function_call"
+    assert (call.name, json.loads(call.arguments)) == ("add", {"a": 1})
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "2"}
+    after = api.responses.create(model="fake", input=[result], previous_response_id=made.id)  # type: ignore[list-item]
+    assert after.output_text == "2"
+    alone = api.responses.create(model="fake", input=[{"role": "user", "content": "q"}, call.to_dict(), result])  # type: ignore[list-item]
+    assert alone.output_text == "2"
+
+
+def test_a_streamed_call_has_its_own_events(client: httpx.Client) -> None:
+    events = read_events(client, {"input": f"So: {CALL}", "tools": [ADD], "stream": True})
+    for event in events:
+        conforms(ResponseStreamEvent, event)
+    kinds = [event["type"] for event in events]
+    assert kinds[-4:-1] == [
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+    ]
+    assert [item["type"] for item in events[-1]["response"]["output"]] == ["message", "function_call"]
+
+
+def test_functions_are_shown_as_they_came_and_reach_the_engine_as_rules(start_server: StartServer) -> None:
+    engine = FakeEngine()
+    body = {"input": CALL, "tools": [ADD], "tool_choice": {"type": "function", "name": "add"}}
+    with httpx.Client(base_url=start_server(engine)) as client:
+        made = client.post("/v1/responses", json=body).json()
+    assert made["tool_choice"] == body["tool_choice"]
+    assert {name: made["tools"][0][name] for name in ADD} == ADD
+    assert engine.options[0].grammar is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"tools": [{**ADD, "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [{**ADD, "parameters": {"type": 3}}]}, "tools[0].parameters.type"),
+        ({"tool_choice": {"type": "function", "name": "unknown"}}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [ADD, ADD]}, "tools[1].name"),
+    ],
+)
+def test_a_wrong_function_is_refused_by_name(client: httpx.Client, change: dict[str, Any], param: str) -> None:
+    answer = client.post("/v1/responses", json={"input": "a", "tools": [ADD], **change})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_clients_do_not_share_cached_prompts(start_server: StartServer) -> None:
     engine = FakeEngine()
     url = start_server(engine)
