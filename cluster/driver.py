@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from tinycluster.cluster.generation import Delta as Delta
 from tinycluster.cluster.generation import Generation as Generation
 from tinycluster.cluster.generation import HandOver, TextAssembler
-from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, READY_WINDOW_S, SilentRank, Watch
+from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, SilentRank, Watch
 from tinycluster.cluster.live import Deadlines, LiveRequest
 from tinycluster.cluster.messages import EncodedTimeline, RankFailure
 from tinycluster.cluster.model_card import ModelCard
+from tinycluster.cluster.probe import Probe
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.cluster.timeline import Timeline
@@ -78,8 +79,7 @@ class Engine:
         self._ids = itertools.count()
         self._hand_over = HandOver()
         self._tracing = Tracing(ranks)
-        self._probe_lock = threading.Lock()
-        self._probe_id: int | None = None
+        self._probe = Probe(model.name, self._watch, self.submit, model.config.bos_token_id or 0)
         self._thread = threading.Thread(target=self._run, name=f"driver-{model.name}", daemon=True)
         self._thread.start()
 
@@ -109,7 +109,7 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        return self._scheduler.num_running - (self._probe_id is not None and self._scheduler.num_running > 0)
+        return self._scheduler.num_running - (self._probe.is_running and self._scheduler.num_running > 0)
 
     @property
     def num_waiting(self) -> int:
@@ -134,6 +134,14 @@ class Engine:
     ) -> Generation:
         """Queue a request. RequestError, ContextLengthError, QueueFullError or UnavailableError at once."""
         return self.submit_choices(prompt_token_ids, [sampling], options)[0]
+
+    def check_room(self) -> None:
+        """QueueFullError where not even the smallest request would be taken: ask before working on one."""
+        try:
+            self._scheduler.check_room(1)
+        except QueueFullError:
+            self.statistics.rejected()
+            raise
 
     def submit_choices(
         self, prompt_token_ids: Sequence[int], choices: Sequence[SamplingParams], options: RequestOptions = _ALONE
@@ -194,9 +202,8 @@ class Engine:
 
         An idle engine runs one token for it, at most one at a time; the request is not counted among the running.
         """
-        with self._probe_lock:
-            if self._failure is None and not self._watch.is_fresh(time.monotonic()):
-                self._probe()
+        if self._failure is None:
+            self._probe.check()
         self._raise_if_failed()
 
     def start_tracing(self) -> None:
@@ -221,19 +228,6 @@ class Engine:
         if self._failure is not None:
             # A new object: threads that share one would add to each other's traceback.
             raise UnavailableError(str(self._failure))
-
-    def _probe(self) -> None:
-        sampling = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
-        try:
-            generation = self.submit([self.config.bos_token_id or 0], sampling)
-            self._probe_id = generation.request_id
-            for _ in generation.iterate(READY_WINDOW_S):
-                pass
-        except (TimeoutError, QueueFullError):
-            if not self._watch.is_fresh(time.monotonic()):
-                raise UnavailableError(f"{self.name} computed nothing within {READY_WINDOW_S:.0f} s") from None
-        finally:
-            self._probe_id = None
 
     def _abort(self, request_id: int) -> None:
         self._end_early(request_id, Delta((), "", "abort"))

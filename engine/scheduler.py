@@ -139,14 +139,7 @@ class Scheduler:
         if request_id in self._requests:
             raise ValueError(f"request {request_id} is already here")
         limit = max_total_tokens(len(prompt), sampling, self._limits, self._pool)
-        check_queue(
-            len(prompt),
-            num_requests=len(self._requests),
-            num_waiting=self.num_waiting,
-            waiting_tokens=self._waiting.num_tokens,
-            token_s=self._times.token_s,
-            limits=self._limits,
-        )
+        self.check_room(len(prompt))
         request = ScheduledRequest(
             request_id,
             list(prompt),
@@ -171,6 +164,17 @@ class Scheduler:
         else:
             request.parent = parent
             self._waiting.put(request)
+
+    def check_room(self, num_tokens: int) -> None:
+        """QueueFullError where a request of so many tokens would not be taken now."""
+        check_queue(
+            num_tokens,
+            num_requests=len(self._requests),
+            num_waiting=self.num_waiting,
+            waiting_tokens=self._waiting.num_tokens,
+            token_s=self._times.token_s,
+            limits=self._limits,
+        )
 
     def abort(self, request_id: int) -> None:
         """End a request in any state; its blocks are free at once. An id that has ended already is ignored."""

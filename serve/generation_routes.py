@@ -33,6 +33,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
     async def chat_completions(request: Request) -> Response:
         body = await read_as(partial(parse, ChatRequest), request)
         engine = registry.get(body.model)
+        engine.check_room()
         prompt = await rendered_prompt(engine, body)
         choices = await submit_request(client_of(request), body, engine, [prompt])
         form = _form(body, engine, [prompt], "chat.completion", registry.fingerprint(engine))
@@ -43,6 +44,7 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
     async def completions(request: Request) -> Response:
         body = await read_as(partial(parse, CompletionRequest), request)
         engine = registry.get(body.model)
+        engine.check_room()
         prompts = await completion_prompts(engine, body.prompt, add_special_tokens=body.add_special_tokens is not False)
         prompts = [truncated(engine, prompt, body.truncate_prompt_tokens, body.limit()) for prompt in prompts]
         try:

@@ -45,6 +45,7 @@ class Responses:
         body, asked, said = await read_as(_read, request)
         client = client_of(request)
         engine = self._registry.get(asked.model)
+        engine.check_room()
         context = self._history(client, asked) + said
         submitted = await submit_response(engine, asked, body, context, client)
         choices, events = submitted.choices, self._begin(client, asked, engine.name, context, submitted)

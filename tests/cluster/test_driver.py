@@ -258,3 +258,14 @@ def test_a_leaked_block_is_noticed_when_the_engine_is_idle(
         read(engine.submit(prompt_of(5), FOUR))
     assert engine.statistics.num_leaked_blocks == 2
     assert "2 blocks of the KV cache belong to nobody" in caplog.text
+
+
+def test_a_full_engine_says_so_before_a_request_is_made(tokenizer: Tokenizer) -> None:
+    ranks = FakeRanks(1)
+    with running(ranks, tokenizer, max_waiting=0) as engine:
+        for _ in range(4):
+            engine.check_room()
+            engine.submit(prompt_of(5), FOUR)
+        with pytest.raises(QueueFullError):
+            engine.check_room()
+        assert engine.statistics.num_rejections == 1

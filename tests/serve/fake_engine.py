@@ -81,6 +81,7 @@ class FakeEngine:
     max_model_len: int = 1000
     gate: threading.Semaphore | None = None
     is_ready: bool = True
+    is_full: bool = False
     running: set[int] = field(default_factory=set)
     submitted: list[SamplingParams] = field(default_factory=list)
     options: list[RequestOptions] = field(default_factory=list)
@@ -102,6 +103,10 @@ class FakeEngine:
         self, prompt_token_ids: Sequence[int], sampling: SamplingParams, options: RequestOptions = ALONE
     ) -> FakeGeneration:
         return self.submit_choices(prompt_token_ids, [sampling], options)[0]
+
+    def check_room(self) -> None:
+        if self.is_full:
+            raise QueueFullError("the queue is full", retry_after_s=3)
 
     def submit_choices(
         self, prompt_token_ids: Sequence[int], choices: Sequence[SamplingParams], options: RequestOptions = ALONE

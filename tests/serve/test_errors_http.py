@@ -129,6 +129,23 @@ def test_a_full_queue_is_a_429_with_retry_after(client: httpx.Client, stream: bo
     assert response.headers["retry-after"] == "3"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "Hi"}),
+        (CHAT, {"messages": [{"role": "user", "content": "Hi"}]}),
+        ("/v1/responses", {"input": "Hi"}),
+    ],
+)
+def test_a_full_engine_is_asked_before_any_work_is_put_into_a_prompt(
+    start_server: StartServer, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(is_full=True)
+    monkeypatch.setattr(engine, "tokenizer", None)
+    response = httpx.post(start_server(engine) + path, json=body)
+    assert error_of(response, 429)["code"] == "queue_full"
+
+
 def test_a_full_queue_ends_the_choices_that_were_already_taken(start_server: StartServer) -> None:
     engine = FakeEngine()
     response = httpx.post(start_server(engine) + "/v1/completions", json={"prompt": ["ok", "full"]})
