@@ -22,6 +22,14 @@ MAX_BAD_WORD_TOKENS = 64
 """Of each bad word."""
 
 
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
+    """RequestError for an id that the vocabulary does not have."""
+    smallest, largest = min(token_ids, default=0), max(token_ids, default=0)
+    if smallest < 0 or largest >= vocab_size:
+        wrong = smallest if smallest < 0 else largest
+        raise RequestError(f"{field} holds token id {wrong}, but the vocabulary ends at {vocab_size - 1}", field)
+
+
 def check_sampling(params: SamplingParams, vocab_size: int) -> None:
     """RequestError naming the first field that is out of its range."""
     _check_choice(params)

@@ -16,7 +16,7 @@ from tinycluster.cluster.generation import Delta, Generation
 from tinycluster.cluster.launch import NewProgress, NoProgress, start_engine
 from tinycluster.engine.errors import ConfigError, QueueFullError
 from tinycluster.engine.request import FinishReason, SamplingParams
-from tinycluster.engine.sampling_rules import check_sampling
+from tinycluster.engine.sampling_rules import check_sampling, check_token_ids
 from tinycluster.serve.options import find_config
 
 ChatMessages = Sequence[Mapping[str, Any]]
@@ -79,6 +79,7 @@ class LLM:
     def submit(self, prompt_token_ids: Sequence[int], sampling_params: SamplingParams) -> Generation:
         """One generation, to be iterated for its deltas. RequestError, QueueFullError, UnavailableError at once."""
         check_sampling(sampling_params, self.engine.config.vocab_size)
+        check_token_ids(prompt_token_ids, self.engine.config.vocab_size, "prompt")
         return self.engine.submit(prompt_token_ids, sampling_params)
 
     def close(self) -> None:

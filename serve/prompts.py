@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError
+from tinycluster.engine.sampling_rules import check_token_ids
 from tinycluster.serve.messages import Message, template_messages
 from tinycluster.serve.protocol import Prompt
 
@@ -64,10 +65,7 @@ async def _token_ids(engine: Engine, prompt: Prompt, add_special_tokens: bool) -
         if not token_ids:
             raise RequestError("prompt must hold at least one token, got an empty text", param="prompt")
         return token_ids
-    largest = max(prompt)
-    if largest >= engine.config.vocab_size:
-        message = f"prompt holds token id {largest}, but the vocabulary ends at {engine.config.vocab_size - 1}"
-        raise RequestError(message, param="prompt")
+    check_token_ids(prompt, engine.config.vocab_size, "prompt")
     return prompt
 
 

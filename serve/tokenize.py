@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError
+from tinycluster.engine.sampling_rules import check_token_ids
 from tinycluster.serve.body import read_as
 from tinycluster.serve.fields import TokenId, validated
 from tinycluster.serve.messages import Messages, template_messages
@@ -78,10 +79,7 @@ def _token_ids(engine: Engine, asked: TokenizeRequest) -> list[int]:
 
 
 def _detokenize(engine: Engine, asked: DetokenizeRequest) -> Response:
-    largest = max(asked.tokens, default=0)
-    if largest >= engine.config.vocab_size:
-        message = f"tokens holds token id {largest}, but the vocabulary ends at {engine.config.vocab_size - 1}"
-        raise RequestError(message, "tokens")
+    check_token_ids(asked.tokens, engine.config.vocab_size, "tokens")
     return _json({"prompt": engine.tokenizer.decode(asked.tokens, skip_special_tokens=False)})
 
 

@@ -66,6 +66,12 @@ def test_mistakes_are_errors_of_the_library(llm: LLM) -> None:
         LLM("smollm2", local=True, tensr=2)
 
 
+@pytest.mark.parametrize("token_id", [-1, 49152])
+def test_a_token_id_outside_the_vocabulary_is_refused(llm: LLM, token_id: int) -> None:
+    with pytest.raises(RequestError, match=f"prompt holds token id {token_id}"):
+        llm.generate([[1, token_id, 2]])
+
+
 def test_two_models_live_in_one_process(llm: LLM) -> None:
     with LLM("smollm2", local=True, tensor=1, **{"limits.max_model_len": 256}) as other:
         assert other.generate("The sea", GREEDY) == llm.generate("The sea", GREEDY)
