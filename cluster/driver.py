@@ -40,6 +40,7 @@ from tinycluster.engine.request import (
     StepPlan,
     StepResult,
 )
+from tinycluster.engine.sampling_rules import check_token_ids
 from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.parallel.mesh import Mesh
@@ -148,6 +149,7 @@ class Engine:
     ) -> list[Generation]:
         """Queue several answers to one prompt, which is computed once; all of them or, with an error as of `submit`,
         none."""
+        check_token_ids(prompt_token_ids, self.vocab_size, "prompt")
         assemblers = [self._assembler(sampling) for sampling in choices]
         added: list[LiveRequest] = []
         with self._lock:

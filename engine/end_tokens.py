@@ -15,7 +15,7 @@ from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.hf_config import FieldError, token_ids
 from tinycluster.engine.json_file import read_json_if_present
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """The types of tokens in a GGUF file."""
 # Control tokens that end a turn or a text; conversions name only one of them as eos.
 END_TOKENS = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>"})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinycluster.engine.models.spec import Architecture, ModelConfig, RopeScaling
+from tinycluster.engine.models.spec import MAX_HEADS, Architecture, ModelConfig, RopeScaling
 
 ARCHITECTURES: dict[str, Architecture] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -67,7 +67,7 @@ def model_config(
 ) -> ModelConfig:
     """Raises MetadataError. `tensor_names` are Hugging Face's; `rope_divisors` is the tensor rope_freqs.weight."""
     metadata = _Metadata(fields)
-    num_heads = metadata.count("attention.head_count")
+    num_heads = metadata.count("attention.head_count", most=MAX_HEADS)
     num_kv_heads = metadata.count("attention.head_count_kv", num_heads)
     hidden_size = metadata.count("embedding_length")
     head_dim = metadata.count("attention.key_length", hidden_size // num_heads)
@@ -119,13 +119,14 @@ class _Metadata:
     def get(self, name: str) -> Any:
         return self._fields.get(self.key(name))
 
-    def count(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+    def count(self, name: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1) -> int:
         value = self.get(name)
         value = default if value is None else value
         if value is None:
             raise MetadataError(f"field {self.key(name)} is missing")
-        if type(value) is not int or not least <= value < 2**31:
-            raise MetadataError(f"field {self.key(name)} must be a whole number of at least {least}, got {value!r}")
+        if type(value) is not int or not least <= value <= most:
+            rule = f"at least {least}" if most == 2**31 - 1 else f"{least} to {most}"
+            raise MetadataError(f"field {self.key(name)} must be a whole number of {rule}, got {value!r}")
         return value
 
     def real(self, name: str, default: float | None = None) -> float:

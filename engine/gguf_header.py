@@ -19,6 +19,9 @@ from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.tensor_table import map_file
 
 MAX_DIMENSIONS = 4
+MAX_FIELD_NAME_BYTES, MAX_TENSOR_NAME_BYTES = 2**16 - 1, 64
+MAX_STRINGS = 2**22
+"""Of an array; vocabularies and their merges have a quarter of it."""
 LENGTH = struct.Struct("<Q")
 SCALARS: dict[int, str] = {
     int(GGUFValueType.UINT8): "<u1",
@@ -88,7 +91,7 @@ class _Walk:
         num_tensors, num_fields = self._number("<Q"), self._number("<Q")
         fields: dict[str, Any] = {}
         for _ in range(num_fields):
-            name = self._string()
+            name = self._name("a field", MAX_FIELD_NAME_BYTES)
             if name in fields:
                 raise _MalformedError(f"field {name} stands twice in the header")
             fields[name] = self._value(name, self._number("<I"))
@@ -101,11 +104,15 @@ class _Walk:
         relative = [self._tensor() for _ in range(num_tensors)]
         self._position += -self._position % alignment
         tensors: dict[str, GgufTensor] = {}
+        end = 0
         for tensor in relative:
             if tensor.name in tensors:
                 raise _MalformedError(f"tensor {tensor.name} stands twice in the header")
             if tensor.offset % alignment:
                 raise _MalformedError(f"tensor {tensor.name}: its offset must be a multiple of {alignment}")
+            if tensor.offset != end + -end % alignment:
+                raise _MalformedError(f"tensor {tensor.name}: its data must follow the last tensor's")
+            end = tensor.offset + tensor.num_bytes
             offset = self._position + tensor.offset
             if offset + tensor.num_bytes > self._size:
                 missing = offset + tensor.num_bytes - self._size
@@ -114,7 +121,7 @@ class _Walk:
         return tensors
 
     def _tensor(self) -> GgufTensor:
-        name = self._string()
+        name = self._name("a tensor", MAX_TENSOR_NAME_BYTES)
         num_dimensions = self._number("<I")
         if not 1 <= num_dimensions <= MAX_DIMENSIONS:
             raise _MalformedError(f"tensor {name} must have 1 to {MAX_DIMENSIONS} dimensions, got {num_dimensions}")
@@ -150,6 +157,8 @@ class _Walk:
     def _strings(self, length: int) -> list[str]:
         """As `_string`, without its calls: a vocabulary has hundreds of thousands."""
         self._require(length * LENGTH.size)
+        if length > MAX_STRINGS:
+            raise _MalformedError(f"an array has {length} strings, more than {MAX_STRINGS}")
         buffer, size, position = self._buffer, self._size, self._position
         strings: list[str] = []
         for _ in range(length):
@@ -187,6 +196,12 @@ class _Walk:
             return str(self._buffer[start : self._position], "utf-8")
         except UnicodeDecodeError:
             raise _MalformedError(f"the header's string at byte {start} is not UTF-8") from None
+
+    def _name(self, owner: str, max_bytes: int) -> str:
+        name = self._string()
+        if not 1 <= len(name.encode()) <= max_bytes:
+            raise _MalformedError(f"the name of {owner} must have 1 to {max_bytes} bytes, got {name[:32]!r}")
+        return name
 
     def _require(self, num_bytes: int) -> None:
         if num_bytes > self._size - self._position:

@@ -6,6 +6,7 @@ with scores, which are turned into merges, and byte fallback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from tinycluster.engine.chat_template import ChatTemplate
-from tinycluster.engine.end_tokens import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, end_tokens_of_gguf
+from tinycluster.engine.end_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, end_tokens_of_gguf
 from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.tokenizer import Tokenizer, prepend_bos
 
@@ -50,6 +51,9 @@ class _Metadata:
         self.vocabulary = {token: token_id for token_id, token in enumerate(self.tokens)}
         if len(self.vocabulary) != len(self.tokens):
             raise self.error("tokens", "names a token twice")
+        for token, type_ in zip(self.tokens, self.types, strict=True):
+            if type_ == BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", token):
+                raise self.error("tokens", f"holds {token[:32]!r} as a byte, which must look like <0x0A>")
 
     def error(self, name: str, rule: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: field tokenizer.ggml.{name} {rule}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from tinycluster.engine.models.spec import Architecture, ModelConfig, RopeScaling, RopeType
+from tinycluster.engine.models.spec import MAX_HEADS, Architecture, ModelConfig, RopeScaling, RopeType
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 ROPE_TYPES: tuple[RopeType, ...] = get_args(RopeType)
@@ -23,6 +23,8 @@ def model_config(config: Mapping[str, Any], *, eos_token_ids: tuple[int, ...]) -
         raise FieldError(f"model_type {architecture!r} is not supported; supported are {', '.join(ARCHITECTURES)}")
     _check_supported(config)
     num_heads = count(config, "num_attention_heads")
+    if num_heads > MAX_HEADS:
+        raise FieldError(f"num_attention_heads must be at most {MAX_HEADS}, got {num_heads}")
     num_kv_heads = count(config, "num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
         raise FieldError(f"num_attention_heads {num_heads} must be a multiple of num_key_value_heads {num_kv_heads}")

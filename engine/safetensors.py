@@ -104,7 +104,7 @@ class SafetensorsCheckpoint:
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError(f"{self.path / INDEX}: weight_map must map tensor names to file names")
         for file in sorted(set(weight_map.values())):
-            if Path(file).name != file or file in (".", ".."):
+            if Path(file).name != file or file in (".", "..") or not file.isprintable():
                 raise CheckpointError(f"{self.path / INDEX}: {file!r} must be the name of a file beside the index")
         return {
             self.path / file: frozenset(name for name, other in weight_map.items() if other == file)
@@ -145,6 +145,16 @@ def _header(path: Path, mapped: NDArray[np.uint8]) -> tuple[dict[str, Any], int]
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from error
     length = int.from_bytes(mapped[:8].tobytes(), "little")
-    table = json.loads(mapped[8 : 8 + length].tobytes())
+    try:
+        table = json.loads(mapped[8 : 8 + length].tobytes(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a valid safetensors file: {error}") from error
     table.pop("__metadata__", None)
     return table, 8 + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("its header names a tensor twice")
+    return members

@@ -26,6 +26,10 @@ class RopeScaling:
     truncate: bool = True
 
 
+MAX_HEADS = 1024
+"""Ten times what models have: a damaged count must not cost more than the weights do."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     architecture: Architecture
