@@ -110,13 +110,13 @@ class _Walk:
                 raise _MalformedError(f"tensor {tensor.name} stands twice in the header")
             if tensor.offset % alignment:
                 raise _MalformedError(f"tensor {tensor.name}: its offset must be a multiple of {alignment}")
-            if tensor.offset != end + -end % alignment:
-                raise _MalformedError(f"tensor {tensor.name}: its data must follow the last tensor's")
-            end = tensor.offset + tensor.num_bytes
             offset = self._position + tensor.offset
             if offset + tensor.num_bytes > self._size:
                 missing = offset + tensor.num_bytes - self._size
                 raise _MalformedError(f"tensor {tensor.name}: its data ends {missing} bytes past the end of the file")
+            if tensor.offset != end + -end % alignment:
+                raise _MalformedError(f"tensor {tensor.name}: its data must follow the last tensor's")
+            end = tensor.offset + tensor.num_bytes
             tensors[tensor.name] = GgufTensor(tensor.name, tensor.shape, tensor.type, offset, tensor.num_bytes)
         return tensors
 
