@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.engine.tool_calls import ToolCallParser
+from tinycluster.serve.logprobs import PromptLogprobs
 
 Kind = Literal["chat.completion", "text_completion"]
 
@@ -45,3 +46,11 @@ class AnswerForm:
         return shown == (None,) * len(shown) and not (
             self.has_continuous_usage or self.has_progress or self.has_token_ids
         )
+
+
+def prompt_logprobs_of(form: AnswerForm) -> list[PromptLogprobs]:
+    """For every prompt, still empty."""
+    is_echoed = form.echo is not None and form.logprobs is not None
+    return [
+        PromptLogprobs(form.tokenizer, prompt, form.prompt_logprobs, is_echoed=is_echoed) for prompt in form.prompts
+    ]

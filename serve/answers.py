@@ -9,12 +9,15 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Literal
 
 from tinycluster.cluster.generation import Delta
-from tinycluster.engine.request import FinishReason, TokenLogprobs
+from tinycluster.engine.request import FinishReason
 from tinycluster.engine.tool_calls import ToolCallParser
-from tinycluster.serve.answer_form import AnswerForm
+from tinycluster.serve.answer_form import AnswerForm, prompt_logprobs_of
 from tinycluster.serve.called_tools import CalledTools
 from tinycluster.serve.choices import Choices
-from tinycluster.serve.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs_list
+from tinycluster.serve.logprobs import CompletionLogprobs, PromptLogprobs, chat_logprobs
+
+Members = Mapping[str, Sequence[str]]
+"""What a JSON object has: every value as text in pieces, of which a large answer is put together once."""
 
 
 class Answer:
@@ -43,14 +46,14 @@ class Answer:
     def mean_logprob(self) -> float:
         raise NotImplementedError
 
-    def logprobs(self) -> str:
-        return "null"
+    def logprobs(self) -> Sequence[str]:
+        return ["null"]
 
-    def of_choice(self) -> dict[str, str]:
+    def of_choice(self) -> Members:
         """Further fields of the choice."""
         return {}
 
-    def of_prompt(self) -> dict[str, str]:
+    def of_prompt(self) -> Members:
         """Further fields that tell about the prompt."""
         return {}
 
@@ -58,8 +61,7 @@ class Answer:
 class DetailedAnswer(Answer):
     """An answer of which tokens or log-probabilities are shown, or by which it is chosen among others."""
 
-    def __init__(self, form: AnswerForm, prompt: int, prompt_logprobs: list[TokenLogprobs]) -> None:
-        """`prompt_logprobs` are filled by the first choice of the prompt, for all of them."""
+    def __init__(self, form: AnswerForm, prompt: int, prompt_logprobs: PromptLogprobs) -> None:
         super().__init__(prompt)
         self._form, self._prompt_logprobs = form, prompt_logprobs
         self._parser = None if form.new_parser is None else form.new_parser()
@@ -78,7 +80,8 @@ class DetailedAnswer(Answer):
             self._called.add(self._parser.push(delta.text))
             if delta.finish_reason is not None:
                 self._end_calls(self._parser)
-        self._prompt_logprobs += delta.prompt_logprobs
+        if delta.prompt_logprobs:
+            self._prompt_logprobs.add(delta.prompt_logprobs)
         if delta.token_ids:
             self._token_ids += delta.token_ids
             self._add_logprobs(delta)
@@ -97,7 +100,7 @@ class DetailedAnswer(Answer):
             return
         if self._form.is_chat:
             entries = chat_logprobs(self._form.tokenizer, delta.token_ids, delta.logprobs, self._form.logprobs)
-            self._chat_logprobs.append(entries)
+            self._chat_logprobs += [", ", entries] if self._chat_logprobs else [entries]
         else:
             self._echo()
             self._logprobs.add(delta.token_ids, delta.logprobs)
@@ -105,38 +108,34 @@ class DetailedAnswer(Answer):
     def _echo(self) -> None:
         if not self._is_echoed:
             self._is_echoed = True
-            self._logprobs.add_prompt(self._form.prompts[self.prompt], self._prompt_logprobs)
+            self._logprobs.add_prompt(self._form.prompts[self.prompt], self._prompt_logprobs.tokens)
 
     @property
     def mean_logprob(self) -> float:
         return self._sum_logprobs / max(len(self._token_ids), 1)
 
-    def logprobs(self) -> str:
-        """The JSON of `logprobs`."""
+    def logprobs(self) -> Sequence[str]:
         if self._form.logprobs is None:
-            return "null"
+            return super().logprobs()
         if self._form.is_chat:
-            return f'{{"content": [{", ".join(self._chat_logprobs)}], "refusal": null}}'
+            return ['{"content": [', *self._chat_logprobs, '], "refusal": null}']
         self._echo()
-        return self._logprobs.take()
+        return [self._logprobs.take()]
 
-    def of_choice(self) -> dict[str, str]:
-        return {"token_ids": json.dumps(self._token_ids)} if self._form.has_token_ids else {}
+    def of_choice(self) -> Members:
+        return {"token_ids": [json.dumps(self._token_ids)]} if self._form.has_token_ids else {}
 
-    def of_prompt(self) -> dict[str, str]:
-        form, prompt = self._form, self._form.prompts[self.prompt]
-        fields = {"prompt_token_ids": json.dumps(list(prompt))} if form.has_token_ids else {}
-        if form.prompt_logprobs is not None:
-            listed = prompt_logprobs_list(form.tokenizer, prompt, self._prompt_logprobs, form.prompt_logprobs)
-            fields["prompt_logprobs"] = listed
-        return fields
+    def of_prompt(self) -> Members:
+        ids = {"prompt_token_ids": [json.dumps(list(self._form.prompts[self.prompt]))]}
+        logprobs = {"prompt_logprobs": self._prompt_logprobs.json()}
+        return (ids if self._form.has_token_ids else {}) | (logprobs if self._form.prompt_logprobs is not None else {})
 
 
 async def gather(choices: Choices, form: AnswerForm) -> list[Answer]:
     """The answers to show. The caller aborts what still runs after an error."""
     are_candidates = choices.num_per_prompt > form.num_choices
     is_plain = form.is_plain and not are_candidates
-    prompt_logprobs: list[list[TokenLogprobs]] = [[] for _ in form.prompts]
+    prompt_logprobs = prompt_logprobs_of(form)
     answers = [
         Answer(prompt) if is_plain else DetailedAnswer(form, prompt, prompt_logprobs[prompt])
         for prompt in map(choices.prompt_of, range(choices.num_choices))
@@ -159,22 +158,27 @@ def _best(answers: Sequence[Answer], num_candidates: int, num_kept: int) -> list
 
 def whole(form: AnswerForm, answers: Sequence[Answer], choices: Choices) -> bytes:
     """The body of the response."""
-    fields = {name: json.dumps(value) for name, value in form.head.items()} | {"object": json.dumps(form.kind)}
-    listed = (_written(_choice(form, index, answer)) for index, answer in enumerate(answers))
-    fields |= {"choices": f"[{', '.join(listed)}]", "usage": json.dumps(choices.usage())}
-    if form.is_chat:
-        fields |= answers[0].of_prompt()
-    return _written(fields).encode()
+    head = {name: [json.dumps(value)] for name, value in {**form.head, "object": form.kind}.items()}
+    fields = {**head, "choices": _listed(form, answers), "usage": [json.dumps(choices.usage())]}
+    return "".join(_object({**fields, **(answers[0].of_prompt() if form.is_chat else {})})).encode()
 
 
-def _choice(form: AnswerForm, index: int, answer: Answer) -> dict[str, str]:
-    content = {"message": _message(answer)} if form.is_chat else {"text": quoted(_echoed(form, answer))}
+def _listed(form: AnswerForm, answers: Sequence[Answer]) -> list[str]:
+    pieces: list[str] = []
+    for index, answer in enumerate(answers):
+        pieces.append(", " if index else "[")
+        pieces += _object(_choice(form, index, answer))
+    return [*pieces, "]"]
+
+
+def _choice(form: AnswerForm, index: int, answer: Answer) -> Members:
+    content = {"message": [_message(answer)]} if form.is_chat else {"text": [quoted(_echoed(form, answer))]}
     return {
-        "index": str(index),
+        "index": [str(index)],
         **content,
         "logprobs": answer.logprobs(),
-        "finish_reason": json.dumps(answer.finish_reason),
-        "stop_reason": json.dumps(answer.stop_reason),
+        "finish_reason": [json.dumps(answer.finish_reason)],
+        "stop_reason": [json.dumps(answer.stop_reason)],
         **answer.of_choice(),
         **({} if form.is_chat else answer.of_prompt()),
     }
@@ -188,5 +192,10 @@ def _echoed(form: AnswerForm, answer: Answer) -> str:
     return answer.text if form.echo is None else form.echo[answer.prompt] + answer.text
 
 
-def _written(fields: Mapping[str, str]) -> str:
-    return f"{{{', '.join(f'{quoted(name)}: {value}' for name, value in fields.items())}}}"
+def _object(members: Members) -> list[str]:
+    """The pieces of a JSON object."""
+    pieces = ["{"]
+    for name, value in members.items():
+        pieces.append(f"{', ' if len(pieces) > 1 else ''}{quoted(name)}: ")
+        pieces += value
+    return [*pieces, "}"]

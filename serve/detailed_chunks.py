@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 
 from tinycluster.cluster.generation import Delta
-from tinycluster.engine.request import PromptProgress, TokenLogprobs
-from tinycluster.serve.answer_form import AnswerForm
+from tinycluster.engine.request import PromptProgress
+from tinycluster.serve.answer_form import AnswerForm, prompt_logprobs_of
 from tinycluster.serve.called_tools import delta_of
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.chunks import Chunks
@@ -34,8 +34,7 @@ class DetailedChunks(Chunks):
         self._form, self._choices, self._clock = form, choices, clock
         self._began_s = clock()
         self._shown = [_Choice(form) for _ in range(choices.num_choices)]
-        # Filled by the first choice of each prompt, before any choice has a token.
-        self._prompt_logprobs: list[list[TokenLogprobs]] = [[] for _ in form.prompts]
+        self._prompt_logprobs = prompt_logprobs_of(form)
 
     def opening(self, choice: int) -> str:
         if not self._is_chat:
@@ -45,7 +44,8 @@ class DetailedChunks(Chunks):
 
     def delta(self, choice: int, delta: Delta) -> str:
         shown, parts = self._shown[choice], list[str]()
-        self._prompt_logprobs[self._choices.prompt_of(choice)] += delta.prompt_logprobs
+        if delta.prompt_logprobs:
+            self._prompt_logprobs[self._choices.prompt_of(choice)].add(delta.prompt_logprobs)
         if delta.progress is not None and self._form.has_progress:
             parts.append(self._progress(choice, delta.progress))
         if not shown.is_echoed and (delta.token_ids or delta.finish_reason is not None):
@@ -81,7 +81,7 @@ class DetailedChunks(Chunks):
         prompt, shown = self._form.prompts[index], self._shown[choice]
         logprobs = "null"
         if self._form.logprobs is not None:
-            shown.logprobs.add_prompt(prompt, self._prompt_logprobs[index])
+            shown.logprobs.add_prompt(prompt, self._prompt_logprobs[index].tokens)
             logprobs = shown.logprobs.take()
         return self._detailed(choice, json.dumps(self._form.echo[index]), logprobs=logprobs)
 

@@ -15,7 +15,7 @@ from tinycluster.cluster.driver import Engine
 from tinycluster.cluster.generation import Delta, Generation
 from tinycluster.cluster.launch import NewProgress, NoProgress, start_engine
 from tinycluster.engine.errors import ConfigError, QueueFullError
-from tinycluster.engine.request import FinishReason, SamplingParams
+from tinycluster.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from tinycluster.engine.sampling_rules import check_sampling, check_token_ids
 from tinycluster.serve.options import find_config
 
@@ -26,7 +26,8 @@ _SHORT_NAMES = {"tensor": "mesh.tensor", "pipeline": "mesh.pipeline"}
 @dataclass(frozen=True)
 class Completion:
     """One prompt's answer. `logits_sha256` is set with SamplingParams.return_logits_digest: SHA-256 over the float32
-    logits of every generated step, in order."""
+    logits of every generated step, in order. `logprobs` has one entry per generated token where the parameters ask for
+    them, `prompt_logprobs` one for each of the prompt's but the first."""
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -34,6 +35,8 @@ class Completion:
     finish_reason: FinishReason
     stop_reason: str | int | None = None
     logits_sha256: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class LLM:
@@ -126,15 +129,20 @@ def completion_of(prompt_token_ids: Sequence[int], generation: Generation) -> Co
     token_ids: list[int] = []
     text: list[str] = []
     last = Delta((), "")
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
     has_logits = False
     for last in generation:
         token_ids += last.token_ids
         text.append(last.text)
+        logprobs += last.logprobs
+        prompt_logprobs += last.prompt_logprobs
         for logits in last.logits:
             has_logits = True
             digest.update(logits)
     assert last.finish_reason is not None
     answer = Completion(tuple(prompt_token_ids), tuple(token_ids), "".join(text), last.finish_reason, last.stop_reason)
+    answer = replace(answer, logprobs=tuple(logprobs), prompt_logprobs=tuple(prompt_logprobs))
     return replace(answer, logits_sha256=digest.hexdigest()) if has_logits else answer
 
 

@@ -43,21 +43,41 @@ def _chat_token(tokenizer: Tokenizer, token: int, logprob: float) -> str:
     return f'"token": {text}, "logprob": {number(logprob)}, "bytes": {list(content)}'
 
 
-def prompt_logprobs_list(
-    tokenizer: Tokenizer, prompt: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int
-) -> str:
-    """vLLM's list: an object by token id for each of the prompt's tokens, null for the first."""
-    entries = ["null"]
-    for token, of_token in zip(prompt[1:], logprobs, strict=False):
-        shown = {other: (logprob, rank) for rank, (other, logprob) in enumerate(of_token.top[:num_top], 1)}
-        shown[token] = (of_token.logprob, of_token.rank)
-        entries.append(f"{{{', '.join(_prompt_token(tokenizer, other, *shown[other]) for other in shown)}}}")
-    return f"[{', '.join(entries)}]"
-
-
 def _prompt_token(tokenizer: Tokenizer, token: int, logprob: float, rank: int) -> str:
     text = quoted(token_text(tokenizer, token))
     return f'"{token}": {{"logprob": {number(logprob)}, "rank": {rank}, "decoded_token": {text}}}'
+
+
+class PromptLogprobs:
+    """Of one prompt, as they come; its first choice adds them, for all of them.
+
+    vLLM's list, which shows `num_top` most likely tokens, is made if that is not None; `tokens` are kept for an echo.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], num_top: int | None, *, is_echoed: bool) -> None:
+        self._tokenizer, self._prompt, self._num_top, self._is_echoed = tokenizer, prompt, num_top, is_echoed
+        self._num_added = 0
+        self._pieces = ["[null"]
+        self.tokens: list[TokenLogprobs] = []
+
+    def add(self, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Of the next tokens; the prompt's first one has none."""
+        if self._is_echoed:
+            self.tokens += logprobs
+        if self._num_top is not None:
+            first = self._num_added + 1
+            for token, of_token in zip(self._prompt[first : first + len(logprobs)], logprobs, strict=True):
+                self._pieces.append(self._piece(token, of_token))
+        self._num_added += len(logprobs)
+
+    def _piece(self, token: int, of_token: TokenLogprobs) -> str:
+        shown = {other: (logprob, rank) for rank, (other, logprob) in enumerate(of_token.top[: self._num_top], 1)}
+        shown[token] = (of_token.logprob, of_token.rank)
+        return f", {{{', '.join(_prompt_token(self._tokenizer, other, *shown[other]) for other in shown)}}}"
+
+    def json(self) -> list[str]:
+        """The pieces of the list: an object by token id for each of the prompt's tokens, null for the first."""
+        return [*self._pieces, "]"]
 
 
 class CompletionLogprobs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_a_digest_of_the_logits_on_request(llm: LLM) -> None:
     )
     assert len(digested[0].logits_sha256 or "") == 64
     assert llm.generate("The sea", GREEDY)[0].logits_sha256 is None
+
+
+def test_logprobs_of_answers_and_of_prompts_on_request(llm: LLM) -> None:
+    (made,) = llm.generate("The sea", replace(GREEDY, logprobs=2))
+    assert [of_token.rank for of_token in made.logprobs] == [1] * 8
+    whole = [*made.prompt_token_ids, *made.token_ids]
+    (scored,) = llm.generate([whole], replace(GREEDY, prompt_logprobs=2))
+    assert len(scored.prompt_logprobs) == len(whole) - 1
+    assert scored.prompt_logprobs[-8:] == made.logprobs
+    assert scored.logprobs == ()
 
 
 def test_a_prompt_that_is_too_long_is_an_error_and_ends_the_others(llm: LLM) -> None:

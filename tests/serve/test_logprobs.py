@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -12,7 +14,11 @@ import openai
 import pytest
 
 from tests.serve.fake_engine import ByteTokenizer, fake_logprobs
+from tinycluster.cluster.generation import Delta
 from tinycluster.engine.request import TokenLogprobs
+from tinycluster.serve.answer_form import AnswerForm, Kind
+from tinycluster.serve.answers import gather, whole
+from tinycluster.serve.choices import Choices
 from tinycluster.serve.logprobs import CompletionLogprobs, chat_logprobs, number
 
 HELLO: Any = [{"role": "user", "content": "héllo"}]
@@ -200,3 +206,32 @@ def test_a_probability_of_zero_is_a_number_of_json() -> None:
 def test_nine_digits_are_enough_for_every_float32(value: float) -> None:
     written = number(float(np.float32(value)))
     assert np.float32(json.loads(written)) == np.float32(value)
+
+
+class Long:
+    """A generation of many tokens with twenty alternatives each."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        for position in range(self._num_tokens):
+            top = fake_logprobs(97, position, 20)
+            yield Delta((97,), "a", "length" if position == self._num_tokens - 1 else None, logprobs=(top,))
+
+    def abort(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["chat.completion", "text_completion"])
+def test_many_tokens_with_twenty_alternatives_take_memory_for_little_more_than_the_body(kind: Kind) -> None:
+    form = AnswerForm(kind, {}, ByteTokenizer(), [[1]], logprobs=20)  # type: ignore[arg-type]
+    choices = Choices([Long(1_000)], 1)
+    tracemalloc.start()
+    body = whole(form, asyncio.run(gather(choices, form)), choices)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert json.loads(body)["usage"]["completion_tokens"] == 1_000
+    # The tokens' text, the body as text and the body as bytes; ten thousand tokens stay below 64 MiB.
+    assert peak < 3.5 * len(body) + 2**18
+    assert peak < 64 * 2**20 / 10
