@@ -25,16 +25,17 @@ EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required
 MEANINGS = {
     400: "A field is wrong; `param` names it",
     404: "There is no such model or object",
-    408: "The request's own timeout is over",
+    408: "The body did not come in time, or the request's own timeout is over",
     413: "The body is too large",
     415: "The body is not plain JSON",
+    421: "The Host is not a name of this server",
     429: "The queue is full; Retry-After says when to come again",
     500: "The server failed",
     503: "The model is not available; Retry-After says when to come again",
 }
-ON_READ = (400, 500, 503)
-ON_FIND = (400, 404, 500, 503)
-ON_SEND = (400, 404, 413, 415, 500, 503)
+ON_READ = (400, 421, 500, 503)
+ON_FIND = (400, 404, 421, 500, 503)
+ON_SEND = (400, 404, 408, 413, 415, 421, 500, 503)
 ON_GENERATE = tuple(MEANINGS)
 
 PAGE: Sequence[Mapping[str, Any]] = (

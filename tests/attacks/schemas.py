@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jsonschema
 from pydantic import BaseModel
 
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest
@@ -32,16 +33,14 @@ EXAMPLES: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-TAKES_ONE_AS_A_LIST = ("stop",)
-
-
 def wrong_values(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     """(field, value) pairs that the schema of the field does not take."""
     schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
     for name, field in schema["properties"].items():
-        for value in _wrong(field, schema.get("$defs", {})):
-            if not (name in TAKES_ONE_AS_A_LIST and isinstance(value, str) and value):
-                yield name, value
+        # What one alternative does not take, another may.
+        whole = jsonschema.Draft202012Validator({**field, "$defs": definitions})
+        yield from ((name, value) for value in _wrong(field, definitions) if not whole.is_valid(value))
 
 
 def _wrong(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,6 +50,8 @@ def test_tokens_become_their_text_again(client: httpx.Client) -> None:
         ("/tokenize", {"messages": [{"role": "user"}]}, "messages[0].content"),
         ("/tokenize", {"prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),
         ("/tokenize", {"prompt": "a", "chat_template": "x"}, "chat_template"),
+        ("/tokenize", {"messages": HELLO, "tools": [{"type": "x"}]}, "tools[0].type"),
+        ("/tokenize", {"messages": HELLO, "tools": {}}, "tools"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [256]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
@@ -75,6 +78,15 @@ def test_a_real_tokenizer_gives_what_a_chat_is_answered_with(smollm2_path: Path,
         answer = httpx.post(f"{url}/tokenize", json=body).json()
         assert answer["tokens"] == tokenizer.apply_chat_template(HELLO, add_generation_prompt=flag)
         assert answer["token_strs"][0] == "<|im_start|>"
+    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    with_tools = httpx.post(f"{url}/tokenize", json={"messages": HELLO, "tools": tools}).json()["tokens"]
+    assert with_tools == tokenizer.apply_chat_template(HELLO, tools=tools)
+    assert len(with_tools) > answer["count"]
+    begun = [*HELLO, {"role": "assistant", "content": "So"}]
+    body = {"messages": begun, "continue_final_message": True}
+    assert httpx.post(f"{url}/tokenize", json=body).json()["tokens"] == tokenizer.apply_chat_template(
+        begun, add_generation_prompt=False, continue_final_message=True
+    )
     text = httpx.post(f"{url}/tokenize", json={"prompt": "a b", "return_token_strs": True}).json()
     assert text["token_strs"] == ["a", "Ġb"]
 
