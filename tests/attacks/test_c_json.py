@@ -8,30 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.attacks.asking import CHAT, post, rejected
 from tests.attacks.conftest import TAKING_BODIES
 from tests.attacks.contract import GOOD, Victim, victim
 from tests.attacks.schemas import BODIES, wrong_values
-from tests.attacks.wire import Reply, exchange, request
+from tests.attacks.wire import exchange, request
 from tinycluster.serve.body import MAX_BODY_BYTES
 from tinycluster.serve.unsupported import CHAT_NEUTRAL, COMPLETION_NEUTRAL, Neutral
-
-CHAT = "/v1/chat/completions"
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-def post(server: Victim, path: str, body: Any) -> Reply:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return exchange(server.address, request("POST", path, body=content))
-
-
-def rejected(reply: Reply, param: str | None = None) -> str:
-    """A 400 that blames this field; its message."""
-    error = reply.error()
-    assert (reply.status, error["type"]) == (400, "invalid_request_error"), reply
-    if param is not None:
-        assert (error["param"] or "").split(".")[0].split("[")[0] == param, error
-    assert len(error["message"]) < 1000
-    return str(error["message"])
 
 
 @pytest.mark.parametrize(
