@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.engines import engine_for
 from tests.parity.random_model import CASES, write_folder
@@ -210,3 +211,53 @@ def test_a_continued_message_goes_on_where_it_ended(model: httpx.Client) -> None
     answer = chat(model, messages=[asked, begun], continue_final_message=True, return_token_ids=True, **GREEDY)
     text = model.post("/detokenize", json={"tokens": answer["prompt_token_ids"]}).json()["prompt"]
     assert text.endswith("[user] hello\n[assistant] the se")
+
+
+def respond(model: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = model.post("/v1/responses", json={"input": "hello", **fields})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_a_response_says_what_a_chat_says(model: httpx.Client) -> None:
+    sampling = {"temperature": 1, "seed": 11, "top_p": 0.9, "ignore_eos": True}
+    said = chat(model, **sampling, max_tokens=12)["choices"][0]["message"]["content"]
+    (message,) = respond(model, **sampling, max_output_tokens=12)["output"]
+    assert message["content"][0]["text"] == said
+
+
+def test_a_response_keeps_to_its_format_and_calls_the_function_it_must(model: httpx.Client) -> None:
+    schema = SWITCH["function"]["parameters"]  # type: ignore[index]
+    shape = {"format": {"type": "json_schema", "name": "switch", "schema": schema}}
+    (message,) = respond(model, text=shape, max_output_tokens=200)["output"]
+    assert set(json.loads(message["content"][0]["text"])) == {"on"}
+    tool = {"type": "function", **SWITCH["function"]}  # type: ignore[dict-item]
+    called = respond(model, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_output_tokens=200)
+    (call,) = called["output"]
+    assert (call["type"], call["name"], set(json.loads(call["arguments"]))) == ("function_call", "switch", {"on"})
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "done"}
+    after = respond(model, input=[result], previous_response_id=called["id"], tools=[tool], max_output_tokens=3)
+    assert after["usage"]["input_tokens"] > called["usage"]["input_tokens"]
+
+
+def scraped(model: httpx.Client) -> dict[str, float]:
+    families = text_string_to_metric_families(model.get("/metrics").text)
+    return {s.name.removeprefix("tinycluster:"): s.value for f in families for s in f.samples if len(s.labels) == 1}
+
+
+def test_metrics_count_what_the_answers_tell(model: httpx.Client) -> None:
+    before = scraped(model)
+    usages = [complete(model, max_tokens=9, seed=seed)["usage"] for seed in range(3)]
+    usages.append(chat(model, max_tokens=9)["usage"])
+    after = scraped(model)
+
+    def grown(name: str) -> float:
+        return after[name] - before[name]
+
+    assert grown("prompt_tokens_total") == sum(usage["prompt_tokens"] for usage in usages)
+    assert grown("generation_tokens_total") == sum(usage["completion_tokens"] for usage in usages)
+    assert grown("prefix_cache_hits_total") == sum(u["prompt_tokens_details"]["cached_tokens"] for u in usages)
+    assert grown("e2e_request_latency_seconds_count") == grown("time_to_first_token_seconds_count") == len(usages)
+    assert grown("request_generation_tokens_sum") == grown("generation_tokens_total")
+    parts = [after[f"kv_cache_blocks_{part}"] for part in ("free", "used", "cached")]
+    assert (sum(parts), parts[1]) == (after["kv_cache_blocks"], 0)
