@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
 
 from tinycluster.cluster.driver import Engine
@@ -73,6 +73,15 @@ class Choices:
     def abort(self) -> None:
         for generation in self._generations:
             generation.abort()
+
+    @contextmanager
+    def aborted_on_error(self) -> Iterator[None]:
+        """Whatever ends the block early ends the generations, which nobody would read any more."""
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
 
     def usage(self) -> dict[str, Any]:
         """Each prompt counts once, however many choices it has; so do its tokens that the prefix cache had."""

@@ -36,9 +36,10 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
         engine.check_room()
         prompt = await rendered_prompt(engine, body)
         choices = await submit_request(client_of(request), body, engine, [prompt])
-        form = _form(body, engine, [prompt], "chat.completion", registry.fingerprint(engine))
-        form = replace(form, new_parser=call_parser(engine, body)) if body.parses_calls else form
-        return await _answer(request, body, choices, form)
+        with choices.aborted_on_error():
+            form = _form(body, engine, [prompt], "chat.completion", registry.fingerprint(engine))
+            form = replace(form, new_parser=call_parser(engine, body)) if body.parses_calls else form
+            return await _answer(request, body, choices, form)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -51,9 +52,10 @@ def add_generation_routes(app: FastAPI, registry: ModelRegistry) -> None:
             choices = await submit_request(client_of(request), body, engine, prompts)
         except ContextLengthError as error:
             raise ContextLengthError(error.message, param="prompt") from None
-        form = _form(body, engine, prompts, "text_completion", registry.fingerprint(engine))
-        form = replace(form, echo=_echo(body, engine, prompts) if body.echo else None)
-        return await _answer(request, body, choices.prompt_only() if body.is_prompt_only else choices, form)
+        with choices.aborted_on_error():
+            form = _form(body, engine, prompts, "text_completion", registry.fingerprint(engine))
+            form = replace(form, echo=_echo(body, engine, prompts) if body.echo else None)
+            return await _answer(request, body, choices.prompt_only() if body.is_prompt_only else choices, form)
 
 
 async def rendered_prompt(engine: Engine, body: ChatRequest) -> Sequence[int]:
@@ -123,8 +125,5 @@ def _echo(body: CompletionRequest, engine: Engine, prompts: Sequence[Sequence[in
 async def _answer(request: Request, body: GenerationFields, choices: Choices, form: AnswerForm) -> Response:
     if body.stream:
         return EventStream(choices, chunks_for(form, choices, time.monotonic))
-    try:
-        answers = await unless_disconnected(request.receive, gather(choices, form))
-    finally:
-        choices.abort()
+    answers = await unless_disconnected(request.receive, gather(choices, form))
     return Response(whole(form, answers, choices), media_type="application/json")
