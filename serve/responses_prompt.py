@@ -16,8 +16,8 @@ from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.responses_fields import ResponsesRequest, chat_body, renamed
 from tinycluster.serve.responses_store import Context
 
-MAX_CONTEXT_BYTES = 2**23
-"""A conversation grows with every response that continues it; this is twice as long as one body may be."""
+MAX_CONTEXT_BYTES = 2**24
+"""A conversation grows with every response that continues it; this is four times as long as one body may be."""
 MAX_CONTEXT_ITEMS = 2**15
 
 

@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 MAX_RESPONSES = 4096
 MAX_BYTES = 64 * 2**20
 
+VALUE_BYTES = 80
+"""What an object or a value of Python takes beyond its JSON, about; a list of empty lists is all overhead."""
+
 Item = Mapping[str, Any]
 
 
 class Context(NamedTuple):
-    """All input items of a response, those of previous responses first, and how long their JSON is."""
+    """All input items of a response, those of previous responses first, and the memory that they take."""
 
     items: Sequence[Item]
     num_bytes: int
@@ -29,7 +32,13 @@ class Context(NamedTuple):
 
 
 def context_of(items: Sequence[Item]) -> Context:
-    return Context(items, sum(len(json.dumps(item)) for item in items))
+    return Context(items, sum(map(memory_of, items)))
+
+
+def memory_of(value: Any) -> int:
+    """Bytes, estimated from above."""
+    text = json.dumps(value)
+    return len(text) + VALUE_BYTES * sum(map(text.count, ",[{"))
 
 
 @dataclass
@@ -64,7 +73,7 @@ class ResponseStore:
     def put(self, client: str, stored: StoredResponse) -> None:
         """Store, or store again what has changed. What is larger than the whole store is not kept."""
         self.remove(client, stored.response_id)
-        stored.num_bytes = stored.context.num_bytes + len(json.dumps(stored.response))
+        stored.num_bytes = stored.context.num_bytes + memory_of(stored.response)
         shelf = self._shelves.setdefault(client, _Shelf())
         shelf.responses[stored.response_id] = stored
         self._count(shelf, 1, stored.num_bytes)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinycluster.serve.responses_store import ResponseStore, StoredResponse, context_of
+from tinycluster.serve.responses_store import ResponseStore, StoredResponse, context_of, memory_of
 
 
 def stored(response_id: str, size: int = 0, stops: list[str] | None = None) -> StoredResponse:
@@ -50,7 +52,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_the_client_that_holds_the_most_gives_way() -> None:
-    store = ResponseStore(max_bytes=1000)
+    store = ResponseStore(max_bytes=1500)
     store.put("modest", stored("m", 100))
     for name in "123":
         store.put("greedy", stored(name, 300))
@@ -83,7 +85,7 @@ OPERATIONS = st.lists(
 
 @given(OPERATIONS)
 def test_counts_are_those_of_what_is_there_and_bounds_hold(operations: list[tuple[str, str, str, int]]) -> None:
-    store = ResponseStore(max_responses=4, max_bytes=300)
+    store = ResponseStore(max_responses=4, max_bytes=600)
     for kind, client, name, size in operations:
         if kind == "put":
             store.put(client, stored(name, size))
@@ -93,4 +95,16 @@ def test_counts_are_those_of_what_is_there_and_bounds_hold(operations: list[tupl
             store.remove(client, name)
         there = [found for who in "ab" for one in "1234" if (found := store.get(who, one)) is not None]
         assert store.num_responses == len(there) <= 4
-        assert store.num_bytes == sum(len(json.dumps(one.response)) for one in there) <= 300
+        assert store.num_bytes == sum(memory_of(one.response) for one in there) <= 600
+
+
+@pytest.mark.parametrize(
+    "value", [[[] for _ in range(500)], [{} for _ in range(500)], list(range(1000, 1500)), [{"a": [1.5, "b"]}] * 9]
+)
+def test_memory_is_estimated_from_above(value: object) -> None:
+    tracemalloc.start()
+    copy = json.loads(json.dumps(value))
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert copy == value
+    assert used - 2000 <= memory_of(value)
