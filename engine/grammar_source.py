@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import llguidance
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from tinycluster.engine.errors import RequestError
+from tinycluster.engine.grammar_limits import check_grammar, check_lark, check_regex, check_terminals
 from tinycluster.engine.json_schema_limits import check_schema
 
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "grammar", "tool_calls"]
 MAX_SOURCE_CHARS = 2**16
 MAX_TOOLS_CHARS = 2**18
-MAX_RULES = 500
-"""Of a grammar in EBNF: the time to convert one grows with the square of their number."""
+# What follows a text is not worked out ahead where an expression may repeat: that takes time with the cube of it.
+STEP_BY_STEP = '%llguidance {"no_forcing": true}\n'
 NAMES: dict[GrammarKind, str] = {
     "json_object": "the JSON object",
     "json_schema": "the JSON schema",
@@ -42,6 +43,7 @@ REASONS = {
     "Unsatisfiable schema": "cannot be satisfied by any value",
     "NoExtension": "allows no text at all",
     "Failed to generate regex": "bounds numbers by values that are not supported",
+    "Unable to determine": "is too complex",
     "not present in a registry": "refers to another document, which is not supported",
     "lookarounds not supported": "is not valid: look-around and word boundaries are not supported",
 }
@@ -51,10 +53,10 @@ REASONS = {
 class GrammarSpec:
     """The rules for a request's text.
 
-    `source` is empty for json_object; for json_schema JSON; for choice a JSON list of texts; for grammar a context-free
-    grammar in Lark's notation (with a rule `start`) or in EBNF as llama.cpp writes it (with a rule `root`); for
-    tool_calls what `tool_grammar` makes. oneOf is read as anyOf. A regular expression matches the whole text; it has
-    neither look-around nor back-references.
+    `source` is empty for json_object; for json_schema JSON; for choice a JSON list of texts; for tool_calls what
+    `tool_grammar` makes; for grammar a context-free grammar in EBNF as llama.cpp writes it (with a rule `root`) or in
+    Lark's notation (with a rule `start`, without %json and the operators & and ~). A regular expression matches the
+    whole text; it has neither look-around nor back-references. oneOf is read as anyOf.
     """
 
     kind: GrammarKind
@@ -79,38 +81,50 @@ def rules_of(spec: GrammarSpec, has_leading_space: bool) -> str:
 
 
 def _grammar(spec: GrammarSpec) -> dict[str, Any]:
+    return {"lark_grammar": _rules(spec)}
+
+
+def _rules(spec: GrammarSpec) -> str:
     if spec.kind == "json_object":
-        return {"json_schema": {"type": "object", "x-guidance": JSON_SETTINGS}}
+        return _json_rules({"type": "object"})
     if spec.kind == "json_schema":
-        return {"json_schema": json_schema(spec.source)}
+        return _json_rules(json_schema(spec.source))
     if spec.kind == "tool_calls":
-        return {"lark_grammar": spec.source}
+        return _step_by_step(spec.source)
     if spec.kind == "regex":
-        return _lark_of_regex(spec.source)
+        check_regex(spec.source)
+        return STEP_BY_STEP + _lark_of_regex(spec.source)
     if spec.kind == "choice":
         return _lark_of_regex("|".join(map(_literal, json.loads(spec.source))))
-    return {"lark_grammar": _lark(spec.source)}
+    return STEP_BY_STEP + _lark(spec.source)
+
+
+def _json_rules(schema: Any) -> str:
+    settled = {**schema, "x-guidance": JSON_SETTINGS} if isinstance(schema, dict) else schema
+    return _step_by_step(f"start: %json {json.dumps(settled)}\n")
+
+
+def _step_by_step(rules: str) -> str:
+    return STEP_BY_STEP + rules if '"pattern' in rules else rules
 
 
 def json_schema(source: str) -> Any:
-    """The schema with our own settings in it. RequestError."""
+    """The schema, checked. RequestError."""
     try:
         schema = json.loads(source, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise RequestError("the JSON schema is not valid JSON") from error
     check_schema(schema)
-    return {**schema, "x-guidance": JSON_SETTINGS} if isinstance(schema, dict) else schema
+    return schema
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _lark_of_regex(regex: str) -> dict[str, Any]:
-    if re.search(r"(?<!\\)(?:\\\\)*\\$", regex):
-        raise RequestError("the regular expression is not valid: it ends with a backslash")
-    rules: dict[str, Any] = json.loads(llguidance.LLMatcher.grammar_from_regex(regex))
-    return {"lark_grammar": rules["grammars"][0]["lark_grammar"]}
+def _lark_of_regex(regex: str) -> str:
+    rules = json.loads(llguidance.LLMatcher.grammar_from_regex(regex))
+    return str(rules["grammars"][0]["lark_grammar"])
 
 
 def _literal(text: str) -> str:
@@ -118,17 +132,19 @@ def _literal(text: str) -> str:
 
 
 def _lark(source: str) -> str:
-    if re.search(r"%\s*json", source):
-        raise RequestError("the grammar must not contain %json; ask for a JSON schema instead")
-    if source.count("::=") > MAX_RULES:
-        raise RequestError(f"the grammar has more than {MAX_RULES} rules")
+    check_grammar(source)
+    if re.search(r"(?m)^[ \t]*(?:%llguidance\b|start[ \t]*:(?!:=))", source):
+        check_lark(source)
+        return source
     try:
-        return any_to_lark(source)
+        rules = gbnf_to_lark(source)
     except RecursionError as error:
         raise RequestError("the grammar is nested too deeply") from error
     # The converter of EBNF raises bare Exceptions, and IndexError where a text ends too early.
     except Exception as error:
         raise RequestError(f"the grammar is not valid: {_first_line(str(error)) or 'it ends too early'}") from error
+    check_terminals(rules)
+    return rules
 
 
 def explain(kind: GrammarKind, reason: str) -> str:
@@ -158,7 +174,8 @@ def _listed(keys: str) -> str:
 
 def _first_line(text: str) -> str:
     line = text.strip().partition("\n")[0]
-    return re.sub(r"^(?:at )?\d+\(\d+\): ", "", line)[:200].strip()
+    line = re.sub(r"^(?:at )?\d+\(\d+\): ", "", line)
+    return line.removeprefix("failed to compile JSON schema: ")[:200].strip()
 
 
 def choice_source(choices: Sequence[str]) -> str:

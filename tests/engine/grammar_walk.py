@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tinycluster.engine.request import Constraint, Grammar
 from tinycluster.engine.tokenizer import Tokenizer
 
-STRUCTURE = ('"', "}", "]", '"}', '"]', "}]", "1", ",", ":", '":', '","', "\n")
+STRUCTURE = ('"', "}", "]", '"}', '"]', "}]", "1", ",", ":", '":', '","', "\n", "null")
 
 
 def mask_bits(constraint: Constraint) -> NDArray[np.uint8]:
@@ -19,7 +19,7 @@ def allowed(constraint: Constraint) -> list[int]:
     return [int(bit) for bit in np.flatnonzero(mask_bits(constraint))]
 
 
-def walk(tokenizer: Tokenizer, grammar: Grammar, seed: int, max_tokens: int = 600) -> list[int]:
+def walk(tokenizer: Tokenizer, grammar: Grammar, seed: int, max_tokens: int = 2000) -> list[int]:
     """Tokens up to and with the end token. Half of them are uniform over the mask, the others tend to an end."""
     rng = np.random.default_rng(seed)
     constraint = grammar.start()
