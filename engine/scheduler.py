@@ -340,7 +340,8 @@ class Scheduler:
 
     def _preempt(self, request: ScheduledRequest) -> None:
         """Take a request's blocks; it waits in its old place and computes again what the prefix cache forgets."""
-        assert self._running.pop() is request
+        last = self._running.pop()
+        assert last is request
         self._tables.release(request)
         self._release_children(request)
         self._forget(request)

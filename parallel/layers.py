@@ -66,7 +66,8 @@ class ProgramBuilder:
 
     def weight(self, spec: WeightSpec) -> str:
         """Register a weight; a tied head registers the embedding's spec once more."""
-        assert self._specs.setdefault(spec.name, spec) == spec, f"{spec.name} is cut in two ways"
+        known = self._specs.setdefault(spec.name, spec)
+        assert known == spec, f"{spec.name} is cut in two ways"
         return spec.name
 
     def like(self, name: str, source: str) -> str:

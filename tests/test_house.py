@@ -52,6 +52,19 @@ HOMES = {
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}
 # Variables that the operating system, Python's tools and the libraries we use define.
 FOREIGN_VARIABLES = ("HOME", "PATH", "XDG_", "RAY_", "HF_", "HUGGINGFACE_", "CUDA_", "PIP_", "PYTHON", "LANG", "TERM")
+CHANGING_CALLS = {
+    "pop",
+    "popleft",
+    "add",
+    "append",
+    "remove",
+    "discard",
+    "setdefault",
+    "update",
+    "insert",
+    "next",
+    "send",
+}
 VAGUE_NAMES = {"utils", "util", "helper", "helpers", "manager", "misc", "common", "handler"}
 MACHINE_PATH = re.compile(r"(?<![\w.~/])/(?:work|home|root|tmp|opt|mnt|Users|usr/local|var/tmp)(?:/|\b)")
 NOTE = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b(?!\(#\d+\))")
@@ -215,6 +228,19 @@ def no_process_globals(source: Source) -> Iterator[str]:
             yield f"line {node.lineno}: global {', '.join(node.names)}"
 
 
+def asserts_change_nothing(source: Source) -> Iterator[str]:
+    """`python -O` leaves asserts out, and what they do."""
+    if source.floor == "tests":
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Assert):
+            for part in ast.walk(node.test):
+                called = part.func if isinstance(part, ast.Call) else None
+                name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
+                if name in CHANGING_CALLS or isinstance(part, ast.NamedExpr):
+                    yield f"line {node.lineno}: an assert that changes something"
+
+
 def files_and_functions_are_short(source: Source) -> Iterator[str]:
     if (num_lines := len(source.text.splitlines())) > MAX_FILE_LINES:
         yield f"{num_lines} lines, more than {MAX_FILE_LINES}"
@@ -236,6 +262,7 @@ RULES: tuple[Rule, ...] = (
     broad_handlers_log_or_raise,
     notes_name_their_issue,
     no_process_globals,
+    asserts_change_nothing,
     files_and_functions_are_short,
 )
 
@@ -292,6 +319,8 @@ BROKEN: tuple[tuple[Rule, str, str], ...] = (
     (notes_name_their_issue, "serve/a.py", "x = 1  # TODO later"),
     (notes_name_their_issue, "kernels/cpu/a.cpp", "// FIXME"),
     (no_process_globals, "serve/a.py", "def f():\n    global engine\n    engine = 1"),
+    (asserts_change_nothing, "engine/a.py", "assert names.pop() == 'x'"),
+    (asserts_change_nothing, "engine/a.py", "assert (value := f())"),
     (files_and_functions_are_short, "serve/a.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
     (files_and_functions_are_short, "serve/a.py", LONG_FUNCTION),
 )

@@ -31,11 +31,17 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_server(tiny_folder: str) -> Iterator[Victim]:
+def tiny_options(tiny_folder: str) -> dict[str, Any]:
     """A real engine over the small model, with few blocks, so that requests are preempted."""
     limits = {"max_model_len": 128, "max_running": 64, "max_waiting": 256}
-    model = {"name": "tiny", "source": tiny_folder, "limits": limits, "kv_cache": {"memory": "512KiB"}, "threads": 1}
-    with victim({"engine": "real", "model": model}) as server:
+    cache = {"memory": "96KiB"}
+    model = {"name": "tiny", "source": tiny_folder, "limits": limits, "kv_cache": cache, "threads": 1}
+    return {"engine": "real", "model": model}
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_options: dict[str, Any]) -> Iterator[Victim]:
+    with victim(tiny_options) as server:
         yield server
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,8 +138,9 @@ class _Bystander:
 
 
 @contextmanager
-def victim(options: Mapping[str, Any]) -> Iterator[Victim]:
-    with TemporaryFile("a+") as log, _started(options, log) as process:
+def victim(options: Mapping[str, Any], *python: str, hash_seed: str = "random") -> Iterator[Victim]:
+    """`python` are options of the interpreter."""
+    with TemporaryFile("a+") as log, _started(options, python, hash_seed, log) as process:
         assert process.stdin is not None
         try:
             yield Victim(process, log)
@@ -148,6 +149,8 @@ def victim(options: Mapping[str, Any]) -> Iterator[Victim]:
             assert process.wait(SETTLE_S) == 0
 
 
-def _started(options: Mapping[str, Any], log: IO[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.attacks.victim", json.dumps(options)]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+def _started(options: Mapping[str, Any], python: Sequence[str], hash_seed: str, log: IO[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, *python, "-m", "tests.attacks.victim", json.dumps(options)]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=log, text=True)
