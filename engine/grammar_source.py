@@ -73,15 +73,12 @@ def rules_of(spec: GrammarSpec, has_leading_space: bool) -> str:
         spec.source.encode()
     except UnicodeEncodeError as error:
         raise RequestError(f"{name} is not valid Unicode") from error
-    grammar = _grammar(spec)
-    grammars = [{"name": "text", **grammar}]
+    rules = _rules(spec)
+    grammars = [{"name": "text", "lark_grammar": rules}]
     if has_leading_space:
-        grammars.insert(0, {"name": "spaced", "lark_grammar": 'start: " " @text\n'})
+        header = STEP_BY_STEP if rules.startswith(STEP_BY_STEP) else ""
+        grammars.insert(0, {"name": "spaced", "lark_grammar": f'{header}start: " " @text\n'})
     return json.dumps({"grammars": grammars})
-
-
-def _grammar(spec: GrammarSpec) -> dict[str, Any]:
-    return {"lark_grammar": _rules(spec)}
 
 
 def _rules(spec: GrammarSpec) -> str:

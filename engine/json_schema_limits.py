@@ -50,6 +50,10 @@ def check_schema(schema: Any) -> None:
         raise RequestError("the JSON schema is too complex: its patterns are too large or too many")
 
 
+def num_pattern_chars(schema: Any) -> int:
+    return sum(len(pattern) for part in _objects(schema) for pattern in _patterns(part))
+
+
 def _patterns(part: dict[str, Any]) -> set[str]:
     pattern, names = part.get("pattern"), part.get("patternProperties")
     found = {pattern} if isinstance(pattern, str) else set()

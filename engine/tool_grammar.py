@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tinycluster.engine.errors import RequestError
 from tinycluster.engine.grammar_source import JSON_SETTINGS, GrammarSpec
+from tinycluster.engine.json_schema_limits import MAX_PATTERN_CHARS, num_pattern_chars
 from tinycluster.engine.tool_definitions import Tool, ToolChoice
 from tinycluster.engine.tool_format import CALL_BEGIN, CALL_END, ToolFormat
 
@@ -19,11 +21,14 @@ def tool_grammar(
 ) -> GrammarSpec | None:
     """None where the model is free not to call. Without `parallel`, and for a named tool, there is exactly one call.
 
-    A tool that is not `strict` may have keywords in its schema that are not supported: they are ignored.
+    A tool that is not `strict` may have keywords in its schema that are not supported: they are ignored. RequestError
+    where the tools' patterns together are larger than one schema's may be.
     """
     if tool_choice in ("none", "auto"):
         return None
     named = [tool for tool in tools if tool_choice in ("required", tool.name)]
+    if sum(num_pattern_chars(tool.parameters) for tool in named) > MAX_PATTERN_CHARS:
+        raise RequestError(f"the tools' patterns have more than {MAX_PATTERN_CHARS} characters together", "tools")
     bodies = [_body(index, tool, format) for index, tool in enumerate(named)]
     calls = " | ".join(f"body_{index}" for index in range(len(named)))
     if format == "hermes":

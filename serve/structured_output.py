@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from tinycluster.cluster.driver import Engine
@@ -143,20 +142,18 @@ class _Compilation:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(NUM_COMPILING, thread_name_prefix="grammar")
-        self._lock = threading.Lock()
-        self._compiler: GrammarCompiler | None = None
+        self._compiler: Future[GrammarCompiler] | None = None
 
     async def compile(self, engine: Engine, spec: GrammarSpec, timeout_s: float) -> Grammar:
-        work = asyncio.wrap_future(self._threads.submit(self._compile, engine, spec))
+        """TimeoutError. The first request also waits for the compiler, which a large vocabulary makes slow."""
+        if self._compiler is None:
+            tokenizer = engine.tokenizer
+            arguments = (tokenizer, engine.config.vocab_size, tokenizer.eos_token_ids)
+            self._compiler = self._threads.submit(GrammarCompiler, *arguments)
+        # A request that is cancelled must not cancel what others wait for.
+        compiler = await asyncio.shield(asyncio.wrap_future(self._compiler))
         async with asyncio.timeout(timeout_s):
-            return await work
-
-    def _compile(self, engine: Engine, spec: GrammarSpec) -> Grammar:
-        with self._lock:
-            if self._compiler is None:
-                tokenizer = engine.tokenizer
-                self._compiler = GrammarCompiler(tokenizer, engine.config.vocab_size, tokenizer.eos_token_ids)
-        return self._compiler.compile(spec)
+            return await asyncio.wrap_future(self._threads.submit(compiler.compile, spec))
 
 
 # By identity, because an engine need not be hashable; an entry goes with its engine.

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from tests.engine.grammar_walk import walk
+from tests.engine.test_gguf_tokenizer import build, golden, sentencepiece_fields
 from tests.engine.test_tool_calls import parsed
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import RequestError
@@ -79,6 +80,15 @@ def test_a_named_tool_is_called_once(format: ToolFormat, compiler: GrammarCompil
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_models_of_pieces_call_tools_too(format: ToolFormat) -> None:
+    pieces = build(sentencepiece_fields(golden("sentencepiece.json")))
+    compiler = GrammarCompiler(pieces, pieces.vocab_size, pieces.eos_token_ids)
+    for seed in range(3):
+        calls = written(compiler, pieces, format, "get_weather", True, seed)
+        jsonschema.validate(calls[0][1], WEATHER.parameters)
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_without_parallel_calls_there_is_one(format: ToolFormat, compiler: GrammarCompiler, smollm2: Tokenizer) -> None:
     assert {len(written(compiler, smollm2, format, "required", False, seed)) for seed in range(6)} == {1}
 
@@ -94,6 +104,14 @@ def test_a_strict_tool_with_an_unsupported_keyword_is_refused(compiler: GrammarC
     assert spec is not None
     with pytest.raises(RequestError, match="uniqueItems"):
         compiler.compile(spec)
+
+
+def test_tools_with_too_many_patterns_are_refused() -> None:
+    tools = [Tool(f"tool_{i}", {"properties": {"p": {"pattern": "[a-z]?" * 40}}}) for i in range(10)]
+    assert tool_grammar("hermes", tools, "tool_3", True) is not None
+    with pytest.raises(RequestError, match="patterns") as raised:
+        tool_grammar("hermes", tools, "required", True)
+    assert raised.value.param == "tools"
 
 
 def test_128_tools_compile(compiler: GrammarCompiler) -> None:
