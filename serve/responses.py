@@ -2,7 +2,7 @@
 
 A response is made by the machinery of /v1/chat/completions. A client is its bearer token: to anybody else a response
 does not exist. With `background` the client gets the object at once and asks for it again; only such a response can be
-cancelled, the others end with their connection.
+cancelled, the others end with their connection. Of several replicas only the one that made a response knows it.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Responses:
             return JSONResponse(events.response)
         try:
             await unless_disconnected(request.receive, _drain(choices, events))
-        except TinyclusterError as error:
-            events.failed(reply_for(error))
+        except BaseException:
+            # Nobody has learned its id.
+            self._store.remove(client, events.response["id"])
             raise
         finally:
             choices.abort()
-            events.cancel()
         return JSONResponse(events.response)
 
     def find(self, request: Request, response_id: str) -> StoredResponse:
