@@ -142,9 +142,11 @@ class ResponseEvents:
         """The end where generating went wrong."""
         if self.is_over:
             return ""
+        # Comments may have begun the stream before there was anything to tell.
+        begin = "" if self._num_events else self.opening(0)
         self._close("incomplete")
         self.response["error"] = {"code": "server_error", "message": reply.message}
-        return self._end("failed")
+        return begin + self._end("failed")
 
     def cancel(self) -> None:
         """The end where nobody wants the rest."""

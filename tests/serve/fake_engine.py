@@ -61,6 +61,13 @@ class ByteTokenizer:
         return self.encode(messages[-1]["content"], add_special_tokens=False)
 
 
+class WholeChat(ByteTokenizer):
+    """A chat's prompt is all of its messages."""
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> list[int]:
+        return self.encode("".join(message["content"] for message in messages), add_special_tokens=False)
+
+
 def fake_logprobs(token: int, position: int, num_top: int) -> TokenLogprobs:
     """The most likely tokens are token, token + 1 and so on, the first with a logprob that tells its position."""
     first = -(position + 1) / 64

@@ -14,15 +14,8 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 
 from tests.serve.conftest import StartServer
-from tests.serve.fake_engine import ByteTokenizer, FakeEngine
+from tests.serve.fake_engine import FakeEngine, WholeChat
 from tests.serve.strict_types import conforms
-
-
-class WholeChat(ByteTokenizer):
-    """A chat's prompt is all of its messages."""
-
-    def apply_chat_template(self, messages: Any, **_: Any) -> list[int]:
-        return self.encode("".join(message["content"] for message in messages), add_special_tokens=False)
 
 
 @pytest.fixture

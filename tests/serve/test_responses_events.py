@@ -109,6 +109,17 @@ def test_an_ended_response_stays_as_it_ended() -> None:
     assert events.response["output"][0]["status"] == "incomplete"
 
 
+def test_a_response_that_fails_before_its_first_event_has_all_of_them_once() -> None:
+    for begins in (False, True):
+        events, ends = response_events()
+        begun = payloads(events.opening(0)) if begins else []
+        seen = begun + payloads(events.failed(ErrorReply(503, "a rank was lost")))
+        kinds = [event["type"] for event in seen]
+        assert kinds == ["response.created", "response.in_progress", "response.failed"]
+        assert [event["sequence_number"] for event in seen] == [0, 1, 2]
+        assert (ends, seen[-1]["response"]["error"]["message"]) == (["failed"], "a rank was lost")
+
+
 def test_a_type_is_strict() -> None:
     events, _ = response_events()
     run(events, "a")

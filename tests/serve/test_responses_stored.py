@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.serve.conftest import StartServer
-from tests.serve.fake_engine import FakeEngine
+from tests.serve.fake_engine import FakeEngine, WholeChat
 from tinycluster.engine.errors import UnavailableError
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.responses import Responses
@@ -37,6 +37,14 @@ def test_a_conversation_goes_on_from_a_previous_response(api: openai.OpenAI, fak
         ("assistant", "one"),
         ("user", "two"),
     ]
+
+
+def test_instructions_are_of_one_response_only(start_server: StartServer) -> None:
+    with httpx.Client(base_url=start_server(FakeEngine(tokenizer=WholeChat()))) as client:
+        first = client.post("/v1/responses", json={"input": "12", "instructions": "345"}).json()
+        second = client.post("/v1/responses", json={"input": "6", "previous_response_id": first["id"]}).json()
+    assert first["usage"]["input_tokens"] == len("34512")
+    assert second["usage"]["input_tokens"] == len("12" + "34512" + "6")
 
 
 def test_input_items_come_in_pages_newest_first(api: openai.OpenAI) -> None:
