@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import select
 import socket
 from collections.abc import Iterator
@@ -228,6 +229,8 @@ def test_row_23_streams_that_nobody_reads_are_dropped(attacked: Victim) -> None:
 
 def test_row_24_a_thousand_idle_connections_take_nobody_s_place(attacked: Victim) -> None:
     """Row 24."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
     with ExitStack() as stack:
         connections = [stack.enter_context(socket.create_connection(attacked.address)) for _ in range(1000)]
         for connection in connections:
