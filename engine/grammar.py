@@ -24,8 +24,8 @@ Bits = NDArray[np.uint8]
 
 LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=200_000,
-    max_items_in_row=800,  # the worst mask takes 0.1 s; an object may have 200 optional properties
-    step_max_items=20_000,
+    max_items_in_row=600,  # the worst mask takes 0.05 s; an object may have 150 optional properties
+    step_max_items=10_000,
     step_lexer_fuel=200_000,
     max_lexer_states=50_000,  # about 1 KB each, shared by the generations of one request
     max_grammar_size=50_000,
