@@ -66,7 +66,9 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self.body = b""
-        self.init_headers({"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"})
+        # The last one asks nginx, and what follows its ways, to pass every event on as it comes.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        self.init_headers({"content-type": "text/event-stream; charset=utf-8", **headers})
         # Response computes a length for its empty body; a stream has none.
         del self.headers["content-length"]
 

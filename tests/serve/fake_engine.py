@@ -79,14 +79,15 @@ def fake_logprobs(token: int, position: int, num_top: int) -> TokenLogprobs:
 class FakeEngine:
     """`gate` None answers at once; else every token after the first waits for a release of the semaphore.
 
-    With a temperature above 0 the answer starts with the seed, so that a test sees which seed a choice had.
-    The prompts "lost", "late" and "bug" fail after their first token, "lost at once" and "late at once" before it, and
-    "full" is refused.
+    A step gives `step_chars` characters. With a temperature above 0 the answer starts with the seed, so that a test
+    sees which seed a choice had. The prompts "lost", "late" and "bug" fail after their first token, "lost at once" and
+    "late at once" before it, and "full" is refused.
     """
 
     name: str = "fake"
     max_model_len: int = 1000
     gate: threading.Semaphore | None = None
+    step_chars: int = 1
     is_ready: bool = True
     is_full: bool = False
     running: set[int] = field(default_factory=set)
@@ -169,11 +170,12 @@ class FakeGeneration:
         yield from self._prompt_deltas()
         text, reason, stop = self._answer()
         position, progress = 0, self._progress(len(self._prompt_token_ids))
-        for number, character in enumerate(text):
+        size = self._engine.step_chars
+        for number, piece in enumerate(text[first : first + size] for first in range(0, len(text), size)):
             if number == 1 and self._prompt in FAULTS:
                 raise FAULTS[self._prompt]()
-            tokens = tuple(character.encode())
-            yield Delta(tokens, character, logprobs=self._logprobs(tokens, position), progress=progress)
+            tokens = tuple(piece.encode())
+            yield Delta(tokens, piece, logprobs=self._logprobs(tokens, position), progress=progress)
             position, progress = position + len(tokens), None
         yield Delta((), "", reason, stop, progress=progress)
 

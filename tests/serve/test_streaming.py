@@ -128,6 +128,7 @@ def test_a_finished_stream_holds_no_blocks_and_keeps_the_connection(start_server
             assert answer.text.endswith("data: [DONE]\n\n")
             assert answer.headers["content-type"].startswith("text/event-stream")
             assert answer.headers["cache-control"] == "no-cache"
+            assert answer.headers["x-accel-buffering"] == "no"
     assert not engine.running
 
 
