@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -81,6 +82,15 @@ class ChatTemplate:
         except Exception as error:
             message = f"the model's chat template refuses the messages: {_reason(error)}"
             raise RequestError(message, "messages") from error
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a conversation may begin with a system message."""
+        try:
+            self.render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+        except RequestError:
+            return False
+        return True
 
 
 class _GenerationExtension(Extension):

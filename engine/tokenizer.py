@@ -107,7 +107,7 @@ class Tokenizer:
         except RecursionError as error:
             raise RequestError("the messages are nested too deeply", "messages") from error
         if template.tool_format is None:
-            said, known = without_tools(said, known or ()), None
+            said, known = without_tools(said, known or (), takes_system=template.takes_system), None
         if continue_final_message:
             said = with_final_end(said)
         text = template.render(said, add_generation_prompt=add_generation_prompt, tools=known)

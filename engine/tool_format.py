@@ -5,8 +5,8 @@
     llama3   {"name": "f", "parameters": {"x": 1}}, the whole answer, several separated by semicolons; a
              <|python_tag|> may stand in front (Llama 3.1 and later)
 
-A template of neither kind gets no tools. They are described in the system message instead, in the Hermes form, and
-calls and their results become plain text: a model that never learned to call tools can follow that, and with
+A template of neither kind gets no tools. They are described in a message instead, in the Hermes form, and calls and
+their results become plain text: a model that never learned to call tools can follow that, and with
 tool_choice "required" it has to.
 """
 
@@ -67,8 +67,13 @@ def _parsed(call: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**call, "function": {**function, "arguments": value}} if isinstance(value, dict) else call
 
 
-def without_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The conversation for a template that knows neither tools nor calls nor their results."""
+def without_tools(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, takes_system: bool
+) -> list[Message]:
+    """The conversation for a template that knows neither tools nor calls nor their results.
+
+    One that `takes_system` messages gets the tools there, another in the user's first message.
+    """
     told: list[Message] = []
     is_after_result = False
     for message in messages:
@@ -78,7 +83,10 @@ def without_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]
         else:
             told.append(_spoken(message) if message.get("tool_calls") else message)
         is_after_result = is_result
-    return _with_instructions(told, tools) if tools else told
+    if not tools:
+        return told
+    text = INSTRUCTIONS % "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    return _with_system(told, text) if takes_system else _with_first_user(told, text)
 
 
 def _spoken(message: Message) -> Message:
@@ -101,10 +109,17 @@ def _add_result(told: list[Message], message: Message, is_after_result: bool) ->
     told.append({"role": "user", "content": text})
 
 
-def _with_instructions(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    text = INSTRUCTIONS % "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+def _with_system(messages: Sequence[Message], text: str) -> list[Message]:
     first = messages[0] if messages else {}
     if first.get("role") == "system":
         content = f"{first.get('content') or ''}\n\n{text}".strip()
         return [{**first, "content": content}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
+
+
+def _with_first_user(messages: Sequence[Message], text: str) -> list[Message]:
+    for index, message in enumerate(messages):
+        if message.get("role") == "user":
+            told = {**message, "content": f"{text}\n\n{message.get('content') or ''}"}
+            return [*messages[:index], told, *messages[index + 1 :]]
+    return [{"role": "user", "content": text}, *messages]

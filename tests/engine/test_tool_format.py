@@ -94,6 +94,17 @@ def test_other_templates_get_tools_calls_and_results_as_text() -> None:
     assert rendered(PLAIN, TURNS[:1], [TOOL]).startswith("[system]You can call functions.")
 
 
+def test_a_template_without_system_messages_gets_tools_from_the_user() -> None:
+    alternating = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    )
+    text = rendered(alternating, TURNS, [TOOL])
+    assert text.startswith("[user]You can call functions.")
+    assert "</tool_call>\n\nq\n[assistant]<tool_call>" in text
+    assert rendered(alternating, TURNS[:1]) == "[user]q\n"
+
+
 def test_without_tools_a_conversation_is_left_alone() -> None:
     assert rendered(PLAIN, TURNS[:1]) == rendered(PLAIN, TURNS[:1], []) == "[user]q\n"
 
