@@ -132,6 +132,22 @@ def test_a_finished_stream_holds_no_blocks_and_keeps_the_connection(start_server
     assert not engine.running
 
 
+def test_comments_keep_a_silent_stream_alive_over_http(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.01)
+    gate = threading.Semaphore(0)
+    body = {"prompt": "ab", "stream": True}
+    with httpx.stream("POST", start_server(FakeEngine(gate=gate)) + "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        assert '"a"' in next(lines)
+        assert [next(lines), next(lines), next(lines)] == ["", ": keep-alive", ""]
+        gate.release(9)
+        rest = [line for line in lines if line and not line.startswith(":")]
+    assert '"b"' in rest[0]
+    assert rest[-1] == "data: [DONE]"
+
+
 def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "SEND_TIMEOUT_S", 0.01)
 

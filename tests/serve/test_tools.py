@@ -3,6 +3,7 @@ model says."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.serve.conftest import StartServer
@@ -186,3 +188,37 @@ def test_a_conversation_goes_on_after_a_call(start_server: StartServer) -> None:
         messages = [*says(SUM), choice.message, result]
         answer = api.chat.completions.create(model="fake", messages=messages, tools=TOOLS)
     assert answer.choices[0].message.content == "3"
+
+
+def test_the_clients_own_accumulation_of_a_stream_gives_the_whole_message(api: openai.OpenAI) -> None:
+    options: Any = {"model": "fake", "messages": says(f"See: {BONN}\n{SUM}"), "tools": TOOLS, "logprobs": True}
+    with api.chat.completions.stream(**options) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    (choice,) = final.choices
+    assert {"content.delta", "tool_calls.function.arguments.done", "logprobs.content.delta", "content.done"} <= kinds
+    assert (choice.message.content, choice.finish_reason) == ("See:", "tool_calls")
+    assert calls_of(choice.message) == [("weather", {"city": 'Bonn é "x"'}), ("add", {"a": 1, "b": 2})]
+    (whole,) = api.chat.completions.create(**options).choices
+    assert [entry.token for entry in choice.logprobs.content or []] == [
+        entry.token for entry in whole.logprobs.content or []
+    ]
+
+
+def test_the_async_client_streams_calls_and_parsed_objects(fake_url: str) -> None:
+    class Sum(pydantic.BaseModel):
+        a: int
+        b: int
+
+    async def ask() -> tuple[Any, Any]:
+        async with openai.AsyncOpenAI(base_url=f"{fake_url}/v1", api_key="none", max_retries=0) as api:
+            async with api.chat.completions.stream(model="fake", messages=says(SUM), tools=TOOLS) as stream:
+                called = await stream.get_final_completion()
+            text = says('{"a": 1, "b": 2}')
+            async with api.chat.completions.stream(model="fake", messages=text, response_format=Sum) as stream:
+                parsed = await stream.get_final_completion()
+        return called, parsed
+
+    called, parsed = asyncio.run(ask())
+    assert calls_of(called.choices[0].message) == [("add", {"a": 1, "b": 2})]
+    assert parsed.choices[0].message.parsed == Sum(a=1, b=2)
