@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import httpx
@@ -28,6 +30,7 @@ HELLO = [{"role": "user", "content": "hello world"}, {"role": "assistant", "cont
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[a] {% endif %}"
 )
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 
 BOTH = {
@@ -75,6 +78,9 @@ CHAT = {
     "top_logprobs": [None, 0, 3],
     "add_generation_prompt": [None, True, False],
     "continue_final_message": [None, True],
+    "tools": [None, [ADD]],
+    "tool_choice": [None, "none", "auto", "required"],
+    "parallel_tool_calls": [None, False],
 }
 COMPLETION = {
     **BOTH,
@@ -86,7 +92,15 @@ COMPLETION = {
 }
 TABLES = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETION}
 # What would make nearly every row a contradiction is asked for in few of them.
-RARE = ("response_format", "prompt_logprobs", "stream_options", "continue_final_message", "best_of", "top_logprobs")
+RARE = (
+    "response_format",
+    "prompt_logprobs",
+    "stream_options",
+    "continue_final_message",
+    "best_of",
+    "top_logprobs",
+    "tool_choice",
+)
 
 
 @pytest.fixture(scope="module", params=["fake", "real"])
@@ -94,9 +108,10 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if request.param == "fake":
         yield from served(FakeEngine())
         return
-    folder = write_folder(tmp_path_factory.mktemp("models") / "tiny", CASES["llama_nine_heads_tied"], seed=5)
+    config = replace(CASES["llama_nine_heads_tied"], max_position_embeddings=2048)
+    folder = write_folder(tmp_path_factory.mktemp("models") / "tiny", config, seed=5)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    with closing(engine_for(folder)) as engine:
+    with closing(engine_for(folder, limits={"max_model_len": 2048}, kv_cache={"memory": "16MiB"})) as engine:
         yield from served(engine)
         assert engine.num_running + engine.num_waiting == 0
 
@@ -115,9 +130,10 @@ def given(row: Row) -> Row:
     return {field: value for field, value in row.items() if value is not None}
 
 
-def rows_of(table: dict[str, list[Any]]) -> list[Row]:
+@cache
+def rows_of(path: str) -> list[Row]:
     """Pairwise rows as they are; more of them without what contradicts most others."""
-    rows = [given(row) for row in covering_rows(table, at_least=NUM_ROWS, seed=3)]
+    rows = [given(row) for row in covering_rows(TABLES[path], at_least=NUM_ROWS, seed=3)]
     calm = [{field: value for field, value in row.items() if field not in RARE} for row in rows[: NUM_ROWS // 2]]
     return rows + calm
 
@@ -132,7 +148,7 @@ def test_every_two_values_meet() -> None:
 
 @pytest.mark.parametrize("path", TABLES)
 def test_any_combination_of_fields_is_answered_or_refused(url: str, path: str) -> None:
-    rows = rows_of(TABLES[path])
+    rows = rows_of(path)
     assert len(rows) >= 200
     with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(NUM_CLIENTS) as threads:
         answers = list(threads.map(lambda row: client.post(path, json=row), rows))
@@ -162,7 +178,7 @@ def check_whole(row: Row, answer: dict[str, Any]) -> None:
     choices = answer["choices"]
     assert [choice["index"] for choice in choices] == list(range(num_choices(row)))
     for choice in choices:
-        assert choice["finish_reason"] in ("stop", "length")
+        assert choice["finish_reason"] in ("stop", "length", "tool_calls")
         check_logprobs(row, choice)
     if row.get("return_token_ids") and "best_of" not in row:
         assert sum(len(choice["token_ids"]) for choice in choices) == answer["usage"]["completion_tokens"]
