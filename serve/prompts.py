@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import RequestError
@@ -14,6 +15,7 @@ from tinycluster.serve.protocol import Prompt
 
 IN_THREAD_CHARS = 2048
 """Shorter texts take less time than a hand-over to a thread and back."""
+LARGE_CHARS = 2**18
 MESSAGE_CHARS = 32
 """What a template writes around a message, about."""
 
@@ -30,7 +32,7 @@ async def chat_prompt(
 ) -> list[int]:
     """The token ids of a conversation. RequestError where the model's template refuses it."""
     num_chars = sum(len(message.text or "") + MESSAGE_CHARS for message in messages) + (IN_THREAD_CHARS if tools else 0)
-    return await _run(
+    return await run_for_text(
         num_chars,
         lambda: engine.tokenizer.apply_chat_template(
             template_messages(messages),
@@ -61,7 +63,9 @@ def truncated(engine: Engine, prompt: Sequence[int], num_kept: int | None, num_g
 async def _token_ids(engine: Engine, prompt: Prompt, add_special_tokens: bool) -> Sequence[int]:
     if isinstance(prompt, str):
         text = prompt
-        token_ids = await _run(len(text), lambda: engine.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        token_ids = await run_for_text(
+            len(text), lambda: engine.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
         if not token_ids:
             raise RequestError("prompt must hold at least one token, got an empty text", param="prompt")
         return token_ids
@@ -69,5 +73,16 @@ async def _token_ids(engine: Engine, prompt: Prompt, add_special_tokens: bool) -
     return prompt
 
 
-async def _run(num_chars: int, work: Callable[[], Result]) -> Result:
-    return await asyncio.to_thread(work) if num_chars > IN_THREAD_CHARS else work()
+async def run_for_text(num_chars: int, work: Callable[[], Result]) -> Result:
+    """`work` on a text of this length, where it delays nobody: of large texts one at a time, so that they take neither
+    all threads nor, a hundred times their size each, the memory."""
+    if num_chars <= IN_THREAD_CHARS:
+        return work()
+    if num_chars <= LARGE_CHARS:
+        return await asyncio.to_thread(work)
+    turn = _LARGE_TEXTS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    async with turn:
+        return await asyncio.to_thread(work)
+
+
+_LARGE_TEXTS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()

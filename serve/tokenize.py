@@ -18,6 +18,7 @@ from tinycluster.serve.body import read_as
 from tinycluster.serve.fields import Fields, TokenId, validated
 from tinycluster.serve.generation_routes import rendered_prompt
 from tinycluster.serve.messages import Messages
+from tinycluster.serve.prompts import run_for_text
 from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.unsupported import refuse_unsupported
@@ -52,7 +53,7 @@ def add_tokenize_routes(app: FastAPI, registry: ModelRegistry) -> None:
         if chat is not None:
             tokens = await rendered_prompt(engine, chat)
         else:
-            tokens = await asyncio.to_thread(_encode, engine, asked)
+            tokens = await run_for_text(len(asked.prompt or ""), lambda: _encode(engine, asked))
         return await asyncio.to_thread(_answer, engine, tokens, bool(asked.return_token_strs))
 
     @app.post("/detokenize")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.attacks.asking import CHAT, post, rejected
+from tests.attacks.asking import CHAT, COMPLETIONS, post, rejected
 from tests.attacks.conftest import TAKING_BODIES
 from tests.attacks.contract import GOOD, Victim, victim
 from tests.attacks.schemas import BODIES, wrong_values
@@ -182,6 +183,17 @@ def test_row_38_large_prompts_do_not_hold_up_others(tokenizing_server: Victim, k
         reply = exchange(tokenizing_server.address, request("POST", path, body=content))
         assert reply.status in (400, 413)
         reply.error()
+
+
+def test_row_38_large_prompts_at_once_take_turns(tokenizing_server: Victim) -> None:
+    """Row 38: the contract bounds what they take together; shorter prompts pass between them."""
+    large = request("POST", COMPLETIONS, body=json.dumps({"prompt": "word " * 60_000}).encode())
+    small = {"prompt": "the other " * 250, "max_tokens": 4}
+    with tokenizing_server.attack(), ThreadPoolExecutor(12) as clients:
+        waiting = [clients.submit(exchange, tokenizing_server.address, large) for _ in range(12)]
+        for _ in range(5):
+            assert post(tokenizing_server, COMPLETIONS, small).status in (200, 400)
+        assert [future.result().status for future in waiting] == [400] * 12
 
 
 HOSTILE = ["\x00", "\x1b[31mred\x1b[0m", "a\r\nERROR fake line", "\u202egnp.exe", "\x7f\x08\x08", "\u2028next"]
