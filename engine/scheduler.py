@@ -37,8 +37,6 @@ from tinycluster.engine.waiting_queue import WaitingQueue
 
 __all__ = ["RequestOutput", "Scheduler", "SchedulerLimits"]
 
-MIN_CHUNK_TOKENS = 8
-"""A prompt that enters alone advances by so many tokens in a step at least."""
 SHARED_STEPS = 8
 """After so many steps that prompts share with decoding requests, one is for these alone, to measure what it takes."""
 PROMPT_LOGPROBS_TOKENS = 64
@@ -268,19 +266,12 @@ class Scheduler:
         )
 
     def _limit_prompts(self, budget: StepBudget, num_decodes: int) -> None:
-        """Who decodes must not wait much longer because a long prompt is computed in the same step.
-
-        Small chunks take more time in all. So the more requests wait for their first token, the larger the chunks.
-        """
         num_others = len(self._requests) - num_decodes
-        if num_decodes == 0 or num_others == 0:
-            return
-        most = self._times.tokens_within(num_decodes, self._limits.max_step_ratio) or self._limits.step_tokens
-        if num_others == 1 and self._num_shared == SHARED_STEPS:
-            most = 0
-        else:
-            most = max(most, MIN_CHUNK_TOKENS * num_others**2)
-        budget.limit_others(most)
+        if num_decodes > 0 and num_others == 1 and self._num_shared == SHARED_STEPS:
+            budget.limit_others(0)
+        most = self._times.chunk_tokens(num_decodes, num_others, self._limits.max_step_ratio)
+        if most is not None:
+            budget.limit_others(most)
 
     def _advance_running(self, budget: StepBudget, *, decodes: bool) -> list[Row]:
         """Rows of the running requests that decode, or of those that have more than one token to compute."""

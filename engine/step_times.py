@@ -11,6 +11,9 @@ LONGEST = 2.0
 MIN_EXTRA_TOKENS = 4
 """Of fewer tokens beside the decoding ones, the time is lost in the noise."""
 
+MIN_CHUNK_TOKENS = 8
+"""A prompt that enters alone advances by so many tokens in a step at least."""
+
 
 class StepTimes:
     """Seconds of a step: of its decoding rows by their number, and what every further token adds."""
@@ -48,6 +51,15 @@ class StepTimes:
         if num_decodes == 0 or not base_s or not self._token_s:
             return None
         return int((ratio - 1) * base_s / self._token_s)
+
+    def chunk_tokens(self, num_decodes: int, num_others: int, ratio: float) -> int | None:
+        """Tokens of prompts beside `num_decodes` rows that decode, with `num_others` that do not; None for any number.
+
+        Who decodes must not wait much longer because a long prompt is computed in the same step. But small chunks take
+        more time in all: the more requests wait for their first token, the larger the chunks.
+        """
+        most = self.tokens_within(num_decodes, ratio)
+        return None if most is None else max(most, MIN_CHUNK_TOKENS * num_others**2)
 
 
 def _average(old: float | None, new: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tinycluster.engine.speculation import best_num_drafts
-from tinycluster.engine.step_times import StepTimes
+from tinycluster.engine.step_times import MIN_CHUNK_TOKENS, StepTimes
 
 
 def learned(base_s: float = 0.006, token_s: float = 0.001, num_decodes: int = 1) -> StepTimes:
@@ -76,3 +76,13 @@ def test_drafts_that_slow_many_others_are_not_made() -> None:
         times.observe(32, 0, 0.032)
         times.observe(32, 32, 0.064)
     assert best_num_drafts(0.9, 8, times, 32) == 0
+
+
+def test_the_more_wait_for_their_first_token_the_larger_the_chunks() -> None:
+    times = learned()
+    lone = times.tokens_within(1, 2.5)
+    assert times.chunk_tokens(1, 1, 2.5) == lone
+    assert times.chunk_tokens(1, 1, 1.1) == MIN_CHUNK_TOKENS
+    assert [times.chunk_tokens(1, count, 2.5) for count in (2, 4, 8)] == [4 * 8, 16 * 8, 64 * 8]
+    assert times.chunk_tokens(0, 5, 2.5) is None
+    assert StepTimes().chunk_tokens(1, 1, 2.5) is None
