@@ -40,6 +40,7 @@ class BlockTables:
         request.num_remembered = len(known)
         request.num_computed = len(known) * self._pool.block_tokens
         self._copy_from_parent(request)
+        request.num_missing = request.num_uncomputed
         request.history_is_due = request.sampling.needs_history
         if request.num_cached is None:
             request.num_cached = request.num_computed

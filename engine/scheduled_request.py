@@ -44,6 +44,8 @@ class ScheduledRequest:
     """Of the step in flight that verifies them; how many tokens it gives is not known before its result."""
     num_computed: int = 0
     """Positions whose keys and values are in `blocks` once all planned steps have run."""
+    num_missing: int = 0
+    """Tokens that it had to compute when it was admitted."""
     blocks: tuple[int, ...] = ()
     num_remembered: int = 0
     """Blocks from the first on whose content the pool knows, in these or in other blocks."""

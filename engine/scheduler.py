@@ -187,7 +187,7 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         rows = self._advance_running(budget, decodes=True)
         num_decodes = len(rows)
-        self._limit_prompts(budget, num_decodes)
+        self._limit_long_prompts(budget, num_decodes)
         rows += self._advance_running(budget, decodes=False)
         # Who has just lost blocks would only take them back.
         if self._num_preemptions == num_preemptions:
@@ -265,13 +265,13 @@ class Scheduler:
             micro_batches=self._micro_batches,
         )
 
-    def _limit_prompts(self, budget: StepBudget, num_decodes: int) -> None:
+    def _limit_long_prompts(self, budget: StepBudget, num_decodes: int) -> None:
         num_others = len(self._requests) - num_decodes
         if num_decodes > 0 and num_others == 1 and self._num_shared == SHARED_STEPS:
-            budget.limit_others(0)
+            budget.limit_long(0)
         most = self._times.chunk_tokens(num_decodes, num_others, self._limits.max_step_ratio)
         if most is not None:
-            budget.limit_others(most)
+            budget.limit_long(most)
 
     def _advance_running(self, budget: StepBudget, *, decodes: bool) -> list[Row]:
         """Rows of the running requests that decode, or of those that have more than one token to compute."""
@@ -284,10 +284,11 @@ class Scheduler:
                 continue
             if request.state != "running" or not request.can_advance(step_id, max_pending):
                 continue
-            num_tokens = budget.share_of(self._wanted_tokens(request))
+            is_long = not decodes and self._times.is_long(request.num_missing)
+            num_tokens = budget.share_of(self._wanted_tokens(request), is_long=is_long)
             if num_tokens and self._make_room(request):
                 drafts = self._drafts(request, budget) if decodes and request.speculation else ()
-                budget.spend(num_tokens + len(drafts), is_decode=decodes)
+                budget.spend(num_tokens + len(drafts), is_decode=decodes, is_long=is_long)
                 rows.append(self._advance(request, num_tokens, drafts))
         return rows
 
@@ -356,8 +357,10 @@ class Scheduler:
             self._waiting.admit(request)
             insort(self._running, request, key=_place)
             request.state = "running"
-            num_tokens = min(self._wanted_tokens(request), budget.num_tokens)
-            budget.spend(num_tokens, is_decode=False)
+            # One token at least: who comes after a long prompt may be short.
+            is_long = self._times.is_long(request.num_missing)
+            num_tokens = max(1, budget.share_of(self._wanted_tokens(request), is_long=is_long))
+            budget.spend(num_tokens, is_decode=False, is_long=is_long)
             rows.append(self._advance(request, num_tokens))
 
     def _release_children(self, parent: ScheduledRequest) -> None:

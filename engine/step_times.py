@@ -11,8 +11,10 @@ LONGEST = 2.0
 MIN_EXTRA_TOKENS = 4
 """Of fewer tokens beside the decoding ones, the time is lost in the noise."""
 
+MAX_PAUSE_S = 0.25
+"""A prompt that takes no longer is not cut for the sake of others: they pause once, and chunks take more time in all."""
 MIN_CHUNK_TOKENS = 8
-"""A prompt that enters alone advances by so many tokens in a step at least."""
+"""A long prompt that enters alone advances by so many tokens in a step at least."""
 
 
 class StepTimes:
@@ -45,6 +47,10 @@ class StepTimes:
         """A token of a prompt, or a draft. None before any was seen."""
         return self._token_s
 
+    def is_long(self, num_tokens: int) -> bool:
+        """Whether a prompt of so many tokens, computed at once, would stop those who decode for too long."""
+        return self._token_s is not None and num_tokens * self._token_s > MAX_PAUSE_S
+
     def tokens_within(self, num_decodes: int, ratio: float) -> int | None:
         """How many further tokens let a step take `ratio` times as long as its decoding rows alone; None if unknown."""
         base_s = self.decode_s(num_decodes)
@@ -53,7 +59,7 @@ class StepTimes:
         return int((ratio - 1) * base_s / self._token_s)
 
     def chunk_tokens(self, num_decodes: int, num_others: int, ratio: float) -> int | None:
-        """Tokens of prompts beside `num_decodes` rows that decode, with `num_others` that do not; None for any number.
+        """Tokens of long prompts beside `num_decodes` rows that decode, with `num_others` that do not; None for any number.
 
         Who decodes must not wait much longer because a long prompt is computed in the same step. But small chunks take
         more time in all: the more requests wait for their first token, the larger the chunks.

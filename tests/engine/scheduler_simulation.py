@@ -198,7 +198,7 @@ class Simulation:
         assert 1 <= plan.num_tokens <= self.shape.limits.step_tokens
         assert 1 <= self.scheduler.num_running <= self.shape.limits.max_running
         assert len({row.request_id for row in plan.rows}) == len(plan.rows), "a request has two rows"
-        seconds = 0.005 + 0.001 * plan.num_tokens
+        seconds = 0.1 + 0.02 * plan.num_tokens
         self.in_flight.append((self.ranks.run(plan, self.asked), seconds))
         self.num_steps += 1
         for key in self.alive:

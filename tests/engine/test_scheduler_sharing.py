@@ -92,17 +92,52 @@ def test_choices_go_on_alone_when_the_first_is_aborted() -> None:
     assert plan.ended == (0,)
 
 
-def test_a_prompt_takes_no_more_time_of_a_step_than_those_who_decode_may_wait() -> None:
-    scheduler = caching_scheduler(num_blocks=300, max_model_len=1000, step_tokens=512, max_step_ratio=2.0)
+def decoding_scheduler() -> Scheduler:
+    """With a request that decodes in 20 ms, and a millisecond per token of a prompt."""
+    scheduler = caching_scheduler(num_blocks=600, max_model_len=1000, step_tokens=512, max_step_ratio=2.0)
     scheduler.add(0, prompt_of(60), SamplingParams(), seed=1)
     plan = planned(scheduler)
     scheduler.update(StepResult(plan.step_id, (SampledToken(0, 7),)), seconds=0.06)
     for _ in range(3):
         plan = planned(scheduler)
         scheduler.update(StepResult(plan.step_id, (SampledToken(0, 7),)), seconds=0.02)
+    return scheduler
+
+
+def test_a_long_prompt_takes_no_more_time_of_a_step_than_those_who_decode_may_wait() -> None:
+    scheduler = decoding_scheduler()
     scheduler.add(1, [3] * 600, SamplingParams(), seed=1)
-    # A token takes 1 ms, the decoding step 20: twenty tokens double it.
+    # Twenty tokens double the decoding step.
     assert shape_of(planned(scheduler)) == [(0, 63, 1, 1), (1, 0, 20, 0)]
+
+
+def test_a_prompt_that_stops_others_for_a_moment_only_is_not_cut() -> None:
+    scheduler = decoding_scheduler()
+    scheduler.add(1, [3] * 240, SamplingParams(), seed=1)
+    assert shape_of(planned(scheduler)) == [(0, 63, 1, 1), (1, 0, 240, 1)]
+
+
+def test_a_short_prompt_does_not_wait_for_the_long_ones_before_it() -> None:
+    scheduler = decoding_scheduler()
+    scheduler.add(1, [3] * 600, SamplingParams(), seed=1)
+    scheduler.add(2, [4] * 600, SamplingParams(), seed=1)
+    scheduler.add(3, [5] * 100, SamplingParams(), seed=1)
+    # Three wait for their first token: 3 × 3 × 8 tokens of long prompts are more than twenty.
+    rows = shape_of(planned(scheduler))
+    assert rows == [(0, 63, 1, 1), (1, 0, 72, 0), (2, 0, 1, 0), (3, 0, 100, 1)]
+
+
+def test_the_end_of_a_long_prompt_is_cut_like_its_beginning() -> None:
+    scheduler = decoding_scheduler()
+    scheduler.add(1, [3] * 600, SamplingParams(), seed=1)
+    while True:
+        plan = planned(scheduler)
+        others = plan.num_tokens - 1
+        assert others <= 20
+        samples = [SampledToken(row.request_id, 7) for row in plan.rows if row.num_samples]
+        scheduler.update(StepResult(plan.step_id, tuple(samples)), seconds=0.02 + 0.001 * others)
+        if len(samples) == 2:
+            break
 
 
 def test_a_prompt_alone_takes_the_whole_step() -> None:
@@ -166,12 +201,10 @@ def test_a_request_whose_rules_leave_no_token_ends() -> None:
 
 
 def test_now_and_then_a_step_is_for_those_who_decode_alone() -> None:
-    scheduler = caching_scheduler(num_blocks=300, max_model_len=1000, step_tokens=16)
-    scheduler.add(0, prompt_of(3), SamplingParams(), seed=1)
-    finish(scheduler, planned(scheduler))
+    scheduler = decoding_scheduler()
     scheduler.add(1, [3] * 600, SamplingParams(), seed=1)
     sizes = []
     for _ in range(18):
         sizes.append((plan := planned(scheduler)).num_tokens)
         finish(scheduler, plan)
-    assert sizes == [*[16] * 8, 1, *[16] * 8, 1]
+    assert sizes == [*[21] * 8, 1, *[21] * 8, 1]
