@@ -12,7 +12,7 @@ MIN_EXTRA_TOKENS = 4
 """Of fewer tokens beside the decoding ones, the time is lost in the noise."""
 
 MAX_PAUSE_S = 0.25
-"""A prompt that takes no longer is not cut for the sake of others: they pause once, and chunks take more time in all."""
+"""A prompt that takes no longer is not cut for the sake of others: they pause once, and chunks cost more in all."""
 MIN_CHUNK_TOKENS = 8
 """A long prompt that enters alone advances by so many tokens in a step at least."""
 
@@ -59,7 +59,7 @@ class StepTimes:
         return int((ratio - 1) * base_s / self._token_s)
 
     def chunk_tokens(self, num_decodes: int, num_others: int, ratio: float) -> int | None:
-        """Tokens of long prompts beside `num_decodes` rows that decode, with `num_others` that do not; None for any number.
+        """Tokens of long prompts beside `num_decodes` rows that decode, with `num_others` that do not; None: any number.
 
         Who decodes must not wait much longer because a long prompt is computed in the same step. But small chunks take
         more time in all: the more requests wait for their first token, the larger the chunks.
