@@ -59,7 +59,7 @@ class StepTimes:
         return int((ratio - 1) * base_s / self._token_s)
 
     def chunk_tokens(self, num_decodes: int, num_others: int, ratio: float) -> int | None:
-        """Tokens of long prompts beside `num_decodes` rows that decode, with `num_others` that do not; None: any number.
+        """Tokens of long prompts beside `num_decodes` rows that decode and `num_others` that do not; None: any number.
 
         Who decodes must not wait much longer because a long prompt is computed in the same step. But small chunks take
         more time in all: the more requests wait for their first token, the larger the chunks.
