@@ -55,7 +55,7 @@ class Responses:
             task = asyncio.create_task(_generate(choices, events))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
-            return JSONResponse(events.response)
+            return _json(events.encoded())
         try:
             await unless_disconnected(request.receive, _drain(choices, events))
         except BaseException:
@@ -64,7 +64,7 @@ class Responses:
             raise
         finally:
             choices.abort()
-        return JSONResponse(events.response)
+        return _json(events.encoded())
 
     def find(self, request: Request, response_id: str) -> StoredResponse:
         """HttpError 404 where this client has no such response."""
@@ -73,13 +73,13 @@ class Responses:
             raise _not_found(response_id)
         return stored
 
-    def cancel(self, request: Request, response_id: str) -> dict[str, Any]:
+    def cancel(self, request: Request, response_id: str) -> StoredResponse:
         stored = self.find(request, response_id)
         if not stored.response["background"]:
             raise RequestError("Only a response with background: true can be cancelled", "response_id")
         if stored.stop is not None:
             stored.stop()
-        return stored.response
+        return stored
 
     def delete(self, request: Request, response_id: str) -> dict[str, Any]:
         stored = self._store.remove(client_of(request), response_id)
@@ -107,7 +107,6 @@ class Responses:
     ) -> ResponseEvents:
         """The response in progress, stored if it may be."""
         response = new_response(asked, model, int(time.time()))
-        stored = StoredResponse(response, context)
 
         def stop() -> None:
             events.cancel()
@@ -118,7 +117,8 @@ class Responses:
             if self._store.get(client, stored.response_id) is stored:
                 self._store.put(client, stored)
 
-        events = ResponseEvents(response, time.time, on_end, submitted.parser)
+        events = ResponseEvents(response, time.time, on_end, submitted.parser, submitted.logprobs)
+        stored = StoredResponse(response, context, events.written)
         if asked.is_stored:
             stored.stop = stop
             self._store.put(client, stored)
@@ -164,6 +164,10 @@ async def _generate(choices: Choices, events: ResponseEvents) -> None:
         choices.abort()
 
 
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")
+
+
 def _not_found(response_id: str) -> HttpError:
     message = f"There is no response with the id {response_id[:64]!r}"
     return HttpError(ErrorReply(404, message, param="response_id", code="not_found"))
@@ -179,7 +183,7 @@ def add_responses_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.get("/v1/responses/{response_id}")
     async def show_response(request: Request, response_id: str) -> Response:
         _refuse_stream(request.query_params)
-        return JSONResponse(responses.find(request, response_id).response)
+        return _json(responses.find(request, response_id).encoded())
 
     @app.get("/v1/responses/{response_id}/input_items")
     async def list_input_items(request: Request, response_id: str) -> Response:
@@ -187,7 +191,7 @@ def add_responses_routes(app: FastAPI, registry: ModelRegistry) -> None:
 
     @app.post("/v1/responses/{response_id}/cancel")
     async def cancel_response(request: Request, response_id: str) -> Response:
-        return JSONResponse(responses.cancel(request, response_id))
+        return _json(responses.cancel(request, response_id).encoded())
 
     @app.delete("/v1/responses/{response_id}")
     async def delete_response(request: Request, response_id: str) -> Response:

@@ -19,6 +19,7 @@ from tinycluster.engine.tool_calls import Content, ToolCallParser, ToolCallStart
 from tinycluster.serve.errors import ErrorReply
 from tinycluster.serve.responses_fields import ResponsesRequest
 from tinycluster.serve.responses_items import message_item, new_id, text_part
+from tinycluster.serve.responses_logprobs import MessageLogprobs, Written, encoded, filled
 
 IN_PROGRESS = ("in_progress", "queued")
 
@@ -51,7 +52,7 @@ def new_response(asked: ResponsesRequest, model: str, created_at: int) -> dict[s
         "text": {"format": {"type": "text"} if text_format is None else text_format.as_answered()},
         "tool_choice": _shown_choice(asked.tool_choice),
         "tools": [tool.model_dump() for tool in asked.tools or ()],
-        "top_logprobs": 0,
+        "top_logprobs": asked.top_logprobs or 0,
         "top_p": 1.0 if asked.top_p is None else asked.top_p,
         "presence_penalty": asked.presence_penalty or 0.0,
         "frequency_penalty": asked.frequency_penalty or 0.0,
@@ -69,7 +70,7 @@ class ResponseEvents:
     """What EventStream takes as chunks: text of events for every change, while `response` changes with it.
 
     `now` is the time of day in seconds. `on_end` is called once, when the response has its last status. With a
-    `parser`, calls of functions are found in the text.
+    `parser`, calls of functions are found in the text. `logprobs` are shown where they are given.
     """
 
     def __init__(
@@ -78,13 +79,22 @@ class ResponseEvents:
         now: Callable[[], float],
         on_end: Callable[[], None],
         parser: ToolCallParser | None = None,
+        logprobs: MessageLogprobs | None = None,
     ) -> None:
-        self.response = response
+        self.response, self._logprobs = response, logprobs
         self._now, self._on_end, self._parser = now, on_end, parser
         self._num_events = 0
         self._finish_reason: str | None = None
         self._item: dict[str, Any] | None = None
         self._pieces: list[str] = []
+
+    @property
+    def written(self) -> Written:
+        """The log-probabilities of the messages that have ended."""
+        return {} if self._logprobs is None else self._logprobs.written
+
+    def encoded(self) -> str:
+        return encoded(self.response, self.written)
 
     @property
     def is_over(self) -> bool:
@@ -96,6 +106,8 @@ class ResponseEvents:
     def delta(self, _choice: int, delta: Delta) -> str:
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
+        if self._logprobs is not None:
+            self._logprobs.add(delta)
         if not delta.text:
             return ""
         return self.text(delta.text) if self._parser is None else self._parsed(self._parser.push(delta.text))
@@ -113,15 +125,18 @@ class ResponseEvents:
         """The model says something; what comes next to a message continues it."""
         begin = "" if self._is_open("message") else self._close("completed") + self._begin_message()
         self._pieces.append(text)
-        return f'{begin}{self._begin_of_delta}"delta": {quoted(text)}, {self._place}, "logprobs": []}}\n\n'
+        logprobs = "" if self._logprobs is None else self._logprobs.take()
+        return f'{begin}{self._begin_of_delta}"delta": {quoted(text)}, {self._place}, "logprobs": [{logprobs}]}}\n\n'
 
     def call(self, name: str) -> str:
         """The model begins to call a function."""
         ended = self._close("completed")
+        self._drop_logprobs()
         item = {"id": new_id("fc"), "type": "function_call", "call_id": new_id("call"), "name": name}
         return ended + self._open(item | {"arguments": "", "status": "in_progress"})
 
     def arguments(self, text: str) -> str:
+        self._drop_logprobs()
         self._pieces.append(text)
         return f'{self._begin_of_delta}"delta": {quoted(text)}, {self._place}}}\n\n'
 
@@ -130,6 +145,8 @@ class ResponseEvents:
         is_whole = self._finish_reason != "length"
         held_back = "" if self._parser is None else self._parsed(self._parser.finish())
         begin = "" if self._item is not None or self.response["output"] else self._begin_message()
+        if self._logprobs is not None and self._logprobs.has_waiting and self._is_open("message"):
+            begin += self.text("")
         ended = begin + self._close("completed" if is_whole else "incomplete")
         self.response["usage"] = _usage(usage)
         if is_whole:
@@ -183,15 +200,27 @@ class ResponseEvents:
         item["status"] = status
         if item["type"] == "message":
             item["content"] = [text_part(text)]
-            events = self._at(item, "response.output_text.done", text=text, logprobs=[])
-            events += self._part("response.content_part.done", item["content"][0], item)
+            logprobs = self._end_logprobs(item["id"])
+            events = filled(self._at(item, "response.output_text.done", text=text, logprobs=[]), logprobs)
+            events += filled(self._part("response.content_part.done", item["content"][0], item), logprobs)
         else:
             item["arguments"] = text
-            name = item["name"]
+            name, logprobs = item["name"], ""
             events = self._at(item, "response.function_call_arguments.done", name=name, arguments=text)
         index = len(self.response["output"])
         self.response["output"].append(item)
-        return events + self._event("response.output_item.done", output_index=index, item=item)
+        return events + filled(self._event("response.output_item.done", output_index=index, item=item), logprobs)
+
+    def _drop_logprobs(self) -> None:
+        """The tokens that are waiting are a call's."""
+        if self._logprobs is not None:
+            self._logprobs.drop()
+
+    def _end_logprobs(self, message_id: str) -> str:
+        if self._logprobs is None:
+            return ""
+        self._logprobs.end(message_id)
+        return self._logprobs.written[message_id]
 
     def _part(self, kind: str, part: Mapping[str, Any], item: Mapping[str, Any] | None = None) -> str:
         item = self._item if item is None else item
@@ -212,7 +241,9 @@ class ResponseEvents:
         return f'event: {kind}\ndata: {{"type": "{kind}", "sequence_number": {self._num_events - 1}, '
 
     def _whole(self, kind: str) -> str:
-        return self._event(kind, response=self.response)
+        self._num_events += 1
+        number, response = self._num_events - 1, self.encoded()
+        return f'event: {kind}\ndata: {{"type": "{kind}", "sequence_number": {number}, "response": {response}}}\n\n'
 
     def _event(self, kind: str, **fields: Any) -> str:
         self._num_events += 1

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from tinycluster.engine.errors import RequestError
 from tinycluster.serve.fields import Fields, validated
 from tinycluster.serve.responses_items import Input, messages_of
+from tinycluster.serve.sampling_fields import NumLogprobs
 
 MAX_TOKENS = 2**31 - 1
 PASSED_ON = (
@@ -124,6 +125,7 @@ class ResponsesRequest(Fields):
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None
+    top_logprobs: NumLogprobs | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
@@ -134,17 +136,21 @@ class ResponsesRequest(Fields):
     def is_stored(self) -> bool:
         return self.store is not False
 
+    @property
+    def has_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
+
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "context_management": (),
     "conversation": (),
     "prompt": (),
     "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
-    "top_logprobs": (0,),
 }
 _KIND = re.compile(r"^(input\[\d+\])\.(?:message|function_call_output|function_call)(?=[.\[ ])")
 """The kind of an item is part of the validator's path, but not of the client's."""
-_NOT_INCLUDED = "message.output_text.logprobs"
+LOGPROBS = "message.output_text.logprobs"
+"""The only member of `include` that this server has anything to show for."""
 
 
 def parse_responses(body: Mapping[str, Any]) -> ResponsesRequest:
@@ -157,8 +163,8 @@ def parse_responses(body: Mapping[str, Any]) -> ResponsesRequest:
     except RequestError as error:
         message, param = (_KIND.sub(r"\1", text) for text in (error.message, error.param or ""))
         raise RequestError(message, param) from None
-    if _NOT_INCLUDED in (asked.include or ()):
-        raise RequestError(f"include: {_NOT_INCLUDED} is not supported", "include")
+    if asked.top_logprobs and not asked.has_logprobs:
+        raise RequestError(f"top_logprobs is allowed only where include has {LOGPROBS}", "top_logprobs")
     if asked.background and not asked.is_stored:
         raise RequestError("background is allowed only with store: true", "background")
     if asked.background and asked.stream:
@@ -171,6 +177,8 @@ def chat_body(asked: ResponsesRequest, body: Mapping[str, Any], context: Sequenc
     chat: dict[str, Any] = {name: body[name] for name in PASSED_ON if body.get(name) is not None}
     chat["messages"] = messages_of(asked.instructions, context)
     chat["max_completion_tokens"] = asked.max_output_tokens
+    if asked.has_logprobs:
+        chat |= {"logprobs": True, "top_logprobs": asked.top_logprobs}
     if asked.text is not None and asked.text.format is not None:
         chat["response_format"] = asked.text.format.for_chat()
     if asked.tools:

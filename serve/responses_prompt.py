@@ -14,6 +14,7 @@ from tinycluster.serve.choices import Choices
 from tinycluster.serve.generation_routes import call_parser, rendered_prompt, submit_request
 from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.responses_fields import ResponsesRequest, chat_body, renamed
+from tinycluster.serve.responses_logprobs import MessageLogprobs
 from tinycluster.serve.responses_store import Context
 
 MAX_CONTEXT_BYTES = 2**24
@@ -22,10 +23,11 @@ MAX_CONTEXT_ITEMS = 2**15
 
 
 class Submitted(NamedTuple):
-    """The one choice that is generated, and what finds calls of functions in its text."""
+    """The one choice that is generated, what finds calls of functions in its text, and its log-probabilities."""
 
     choices: Choices
     parser: ToolCallParser | None
+    logprobs: MessageLogprobs | None
 
 
 async def submit_response(
@@ -38,7 +40,9 @@ async def submit_response(
     try:
         chat, prompt = await _Prompts(engine, asked, body, context).fitting()
         parser = call_parser(engine, chat)() if chat.parses_calls else None
-        return Submitted(await submit_request(client, chat, engine, [prompt]), parser)
+        num_top = chat.num_logprobs()
+        logprobs = None if num_top is None else MessageLogprobs(engine.tokenizer, num_top)
+        return Submitted(await submit_request(client, chat, engine, [prompt]), parser, logprobs)
     except RequestError as error:
         raise renamed(error) from None
 

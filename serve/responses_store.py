@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tinycluster.serve.responses_logprobs import Written, encoded
+
 MAX_RESPONSES = 4096
 MAX_BYTES = 64 * 2**20
 
@@ -43,16 +45,21 @@ def memory_of(value: Any) -> int:
 
 @dataclass
 class StoredResponse:
-    """`response` is the object that clients get. `stop` ends the generation of one that is still in progress."""
+    """`response` is the object that clients get, with the log-probabilities that `written` has, which changes until its
+    end. `stop` ends the generation of one that is still in progress."""
 
     response: dict[str, Any]
     context: Context
+    written: Written = field(default_factory=dict)
     stop: Callable[[], None] | None = None
     num_bytes: int = 0
 
     @property
     def response_id(self) -> str:
         return str(self.response["id"])
+
+    def encoded(self) -> str:
+        return encoded(self.response, self.written)
 
 
 @dataclass
@@ -73,7 +80,8 @@ class ResponseStore:
     def put(self, client: str, stored: StoredResponse) -> None:
         """Store, or store again what has changed. What is larger than the whole store is not kept."""
         self.remove(client, stored.response_id)
-        stored.num_bytes = stored.context.num_bytes + memory_of(stored.response)
+        num_written = sum(map(len, stored.written.values()))
+        stored.num_bytes = stored.context.num_bytes + memory_of(stored.response) + num_written
         shelf = self._shelves.setdefault(client, _Shelf())
         shelf.responses[stored.response_id] = stored
         self._count(shelf, 1, stored.num_bytes)
