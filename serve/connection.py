@@ -6,6 +6,7 @@
 | the header, or the end of the last one, does not come in time    | 408, nothing if no byte came     |
 | a request target, header fields, or a whole message too large    | 414, 431, 413                    |
 | a method that HTTP/1.1 parsers do not know, CONNECT              | 501                              |
+| an answer of which the client reads nothing for some time        | none more                        |
 | more connections than the process may hold                       | the one idle longest is closed   |
 
 After each of these the connection is closed: where one message ends and the next begins is no longer sure. llhttp
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -28,13 +31,15 @@ from tinycluster.serve.errors import ErrorReply
 
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r\n")
 LARGE_BYTES, GIVE_BACK_S = 2**17, 1.0
+RESET = struct.pack("ii", 1, 0)
 CONNECTION_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
     """max_message_bytes: header, body and what chunks add to it, together. Bodies have a limit of their own (body.py).
-    max_body_pieces: chunks, or parts that arrived separately."""
+    max_body_pieces: chunks, or parts that arrived separately.
+    send_timeout_s: for how long a client may read nothing of an answer; found out at most twice as late."""
 
     max_target_bytes: int = 16 * 2**10
     max_header_bytes: int = 64 * 2**10
@@ -42,6 +47,7 @@ class ConnectionLimits:
     max_message_bytes: int = 32 * 2**20
     max_body_pieces: int = 100_000
     header_timeout_s: float = 20.0
+    send_timeout_s: float = 30.0
     max_connections: int = 8192
 
 
@@ -63,6 +69,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**uvicorns)
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._in_header = self._in_body = self._is_refused = False
         self._num_message_bytes = self._num_header_bytes = self._num_pieces = 0
 
@@ -74,6 +81,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -149,7 +158,29 @@ class Connection(HttpToolsProtocol):
         if self._num_message_bytes > LARGE_BYTES:
             # Later, for the application still holds what it has made of the message: up to a hundred times its size.
             self.loop.call_later(GIVE_BACK_S, self.loop.run_in_executor, None, give_back_freed_memory)
+        self._watch_reading()
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self._watch_reading()
+        super().pause_writing()
+
+    def _watch_reading(self) -> None:
+        if self._unread_timer is None:
+            self._look_whether_it_reads(0)
+
+    def _look_whether_it_reads(self, num_bytes_before: int) -> None:
+        """End the connection if as much as before waits to be read; else look again after send_timeout_s."""
+        num_bytes = self.transport.get_write_buffer_size()
+        self._unread_timer = None
+        if num_bytes and num_bytes == num_bytes_before:
+            # A reset, or the system would keep what it has for the client for minutes.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self.transport.abort()
+        elif num_bytes:
+            self._unread_timer = self.loop.call_later(
+                self._limits.send_timeout_s, self._look_whether_it_reads, num_bytes
+            )
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
         """A server may ignore a wish to upgrade (RFC 9110, 7.8), but this parser loses the body of such a request:

@@ -3,6 +3,7 @@
 | status | type                  | code                              | when                                      |
 |--------|-----------------------|-----------------------------------|-------------------------------------------|
 | 400    | invalid_request_error | the error's own, or null          | a field is wrong, a prompt is too long    |
+| 403    | permission_denied     | foreign_origin                    | hosts.py: a web page of a stranger asks   |
 | 404    | invalid_request_error | model_not_found, not_found        | no such model, no such route              |
 | 405    | invalid_request_error | method_not_allowed                | with Allow                                |
 | 408    | invalid_request_error | request_timeout                   | header or body did not come in time       |

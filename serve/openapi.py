@@ -24,6 +24,7 @@ EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required
 """A server-sent event; its data is JSON, and `[DONE]` in the last."""
 MEANINGS = {
     400: "A field is wrong; `param` names it",
+    403: "The Origin is a web page of a stranger",
     404: "There is no such model or object",
     408: "The body did not come in time, or the request's own timeout is over",
     413: "The body is too large",
@@ -33,9 +34,9 @@ MEANINGS = {
     500: "The server failed",
     503: "The model is not available; Retry-After says when to come again",
 }
-ON_READ = (400, 421, 500, 503)
-ON_FIND = (400, 404, 421, 500, 503)
-ON_SEND = (400, 404, 408, 413, 415, 421, 500, 503)
+ON_READ = (400, 403, 421, 500, 503)
+ON_FIND = (400, 403, 404, 421, 500, 503)
+ON_SEND = (400, 403, 404, 408, 413, 415, 421, 500, 503)
 ON_GENERATE = tuple(MEANINGS)
 
 PAGE: Sequence[Mapping[str, Any]] = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -17,12 +16,8 @@ from tinycluster.serve.chunks import DONE, EventSource
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
 from tinycluster.serve.errors import reply_for
 from tinycluster.serve.keep_alive import COMMENT, KeepAlive
-from tinycluster.serve.limited_send import LimitedSend
 
 log = logging.getLogger(__name__)
-
-SEND_TIMEOUT_S = 30.0
-"""A client that does not read for so long is dropped, and its blocks are freed."""
 
 KEEP_ALIVE_S = 15.0
 """A stream in which nothing comes for so long gets a comment, which ends the time for an HTTP error, too."""
@@ -58,7 +53,7 @@ async def events(choices: Choices, chunks: EventSource) -> AsyncGenerator[Write]
 class EventStream(Response):
     """Streams the choices. An error before the first event is a plain HTTP error; a later one is the last event.
 
-    A client that goes away, or does not read for SEND_TIMEOUT_S, aborts its choices at once.
+    A client that goes away aborts its choices at once. One that does not read loses its connection (connection.py).
     """
 
     def __init__(self, choices: Choices, chunks: EventSource) -> None:
@@ -90,18 +85,15 @@ class EventStream(Response):
                 await send(start)
             await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
-        limited, keep_alive = LimitedSend(send, SEND_TIMEOUT_S), KeepAlive(send_comment, KEEP_ALIVE_S)
+        keep_alive = KeepAlive(send_comment, KEEP_ALIVE_S)
         try:
-            async with limited, keep_alive, aclosing(events(self._choices, self._chunks)) as stream:
+            async with keep_alive, aclosing(events(self._choices, self._chunks)) as stream:
                 async for content, is_last in stream:
                     keep_alive.num_sent += 1
                     if not has_started:
                         has_started = True
                         await send(start)
-                    await limited({"type": "http.response.body", "body": content, "more_body": not is_last})
-        except TimeoutError:
-            log.warning("a client did not read its stream for %g s and was dropped", SEND_TIMEOUT_S)
-            return
+                    await send({"type": "http.response.body", "body": content, "more_body": not is_last})
         except Exception as error:
             if not isinstance(error, TinyclusterError):
                 log.exception("a stream failed")
@@ -110,5 +102,4 @@ class EventStream(Response):
                 await reply.response()(scope, receive, send)
                 return
             content = (self._chunks.failed(reply) + DONE).encode()
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": content})
+            await send({"type": "http.response.body", "body": content})

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +20,9 @@ from tinycluster.serve.prompts import run_for_text
 from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.unsupported import refuse_unsupported
+
+TOKEN_CHARS = 16
+"""Of an answer, about."""
 
 
 class TokenizeRequest(Fields):
@@ -48,21 +49,24 @@ class DetokenizeRequest(Fields):
 def add_tokenize_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        asked, chat = await read_as(_checked, request)
+        asked, chat = await read_as(parse_tokenize, request)
         engine = registry.get(asked.model)
         if chat is not None:
             tokens = await rendered_prompt(engine, chat)
         else:
             tokens = await run_for_text(len(asked.prompt or ""), lambda: _encode(engine, asked))
-        return await asyncio.to_thread(_answer, engine, tokens, bool(asked.return_token_strs))
+        return await run_for_text(
+            TOKEN_CHARS * len(tokens), lambda: _answer(engine, tokens, bool(asked.return_token_strs))
+        )
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        asked = await read_as(partial(validated, DetokenizeRequest), request)
-        return await asyncio.to_thread(_detokenize, registry.get(asked.model), asked)
+        asked = await read_as(parse_detokenize, request)
+        engine = registry.get(asked.model)
+        return await run_for_text(TOKEN_CHARS * len(asked.tokens), lambda: _detokenize(engine, asked))
 
 
-def _checked(body: Mapping[str, Any]) -> tuple[TokenizeRequest, ChatRequest | None]:
+def parse_tokenize(body: Mapping[str, Any]) -> tuple[TokenizeRequest, ChatRequest | None]:
     """With messages also the chat whose prompt is asked for."""
     refuse_unsupported(body)
     asked = validated(TokenizeRequest, body)
@@ -71,6 +75,10 @@ def _checked(body: Mapping[str, Any]) -> tuple[TokenizeRequest, ChatRequest | No
     if asked.messages is None:
         return asked, None
     return asked, parse(ChatRequest, {name: body[name] for name in _OF_A_CHAT if name in body})
+
+
+def parse_detokenize(body: Mapping[str, Any]) -> DetokenizeRequest:
+    return validated(DetokenizeRequest, body)
 
 
 def _encode(engine: Engine, asked: TokenizeRequest) -> list[int]:

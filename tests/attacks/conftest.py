@@ -14,7 +14,7 @@ from tinycluster.serve.app import create_app
 from tinycluster.serve.openapi import document
 from tinycluster.serve.registry import ModelRegistry
 
-FAKE: dict[str, Any] = {"engine": "fake", "limits": {"header_timeout_s": 1.0}, "send_timeout_s": 0.5}
+FAKE: dict[str, Any] = {"engine": "fake", "limits": {"header_timeout_s": 1.0, "send_timeout_s": 0.5}}
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,10 @@ class Victim:
     def memory_bytes(self) -> int:
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def num_files(self) -> int:
+        """How many files and connections the server has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
     @contextmanager
     def attack(self) -> Iterator[None]:
         """Do the attack inside; the contract is checked at the end."""

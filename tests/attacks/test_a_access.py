@@ -92,19 +92,52 @@ def test_row_12_no_route_speaks_websocket(attacked: Victim) -> None:
         assert "upgrade" not in reply.headers
 
 
-def test_row_13_a_page_of_another_origin_cannot_post(attacked: Victim) -> None:
-    """Row 13: what a browser sends elsewhere without asking first (forms, plain text) is not accepted by any route."""
-    origin = b"Origin: http://evil.example\r\n"
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"http://evil.example",
+        b"https://evil.example:8000",
+        b"HTTP://EVIL.EXAMPLE",
+        b"http://localhost.evil.example",
+        b"http://93.184.215.14",
+        b"http://[2606:2800:21f:cb07::1]",
+        b"http://",
+        b"http://localhost@evil.example",
+        b"http://localhost evil",
+        b"null",
+        b"http://localhost\r\nOrigin: http://evil.example",
+    ],
+    ids=repr,
+)
+def test_row_12_and_13_a_page_of_a_stranger_is_a_403_on_every_route(attacked: Victim, origin: bytes) -> None:
+    """Rows 12 and 13: streams, deletions and posts without a body, which a browser sends without asking first."""
+    for path, methods in ROUTES:
+        for method in methods:
+            reply = exchange(attacked.address, request(method, path, b"Origin: " + origin + b"\r\n", body=GOOD))
+            assert (reply.status, reply.error()["type"]) == (403, "permission_denied")
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:3000", "http://192.168.7.9", "https://api.example.com", "http://node7", "app://x", ""]
+)
+def test_row_13_a_page_of_ours_and_a_program_are_answered(attacked: Victim, origin: str) -> None:
+    """Row 13, the other side."""
+    reply = exchange(attacked.address, request("GET", "/health", f"Origin: {origin}\r\n".encode()))
+    assert reply.status == 200
+
+
+def test_row_13_what_a_form_sends_is_taken_by_no_route(attacked: Victim) -> None:
+    """Row 13: of an old browser that does not say whose page it is."""
     for path in TAKING_BODIES:
         for kind in (b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x"):
-            lines = [origin, b"Content-Type: " + kind + b"\r\n", b"Content-Length: %d\r\n" % len(GOOD)]
+            lines = [b"Content-Type: " + kind + b"\r\n", b"Content-Length: %d\r\n" % len(GOOD)]
             reply = exchange(attacked.address, request("POST", path, *lines) + GOOD)
             assert reply.error()["code"] == "unsupported_media_type"
 
 
 def test_row_14_no_other_origin_may_read_an_answer(attacked: Victim) -> None:
     """Row 14: no answer has a header of CORS, and a preflight is a method that no route takes."""
-    origin = b"Origin: http://evil.example\r\n"
+    origin = b"Origin: http://localhost:3000\r\n"
     asks = [b"Access-Control-Request-Method: POST\r\n", b"Access-Control-Request-Headers: content-type\r\n"]
     for path, methods in ROUTES:
         for raw in (request("OPTIONS", path, origin, *asks), request(min(methods), path, origin, body=b"{}")):

@@ -7,14 +7,16 @@ import re
 import resource
 import select
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import httptools
 import pytest
 
 from tests.attacks.conftest import TAKING_BODIES
-from tests.attacks.contract import GOOD, Victim, victim
+from tests.attacks.contract import GOOD, MAX_GROWTH_BYTES, Victim, victim
 from tests.attacks.wire import HOST, JSON, TIMEOUT_S, chunked, exchange, read_reply, receive, refused, request
 from tinycluster.serve.body import MAX_BODY_BYTES
 from tinycluster.serve.connection import USUAL
@@ -213,18 +215,51 @@ def test_row_22_the_rest_of_a_refused_body_may_not_trickle_for_ever(attacked: Vi
         assert list(trickle([connection], b"x")) == [connection]
 
 
-def test_row_23_streams_that_nobody_reads_are_dropped(attacked: Victim) -> None:
-    """Row 23: 50 of them. Their clients wait for nothing; the engine is free again after the send timeout."""
-    body = json.dumps({"prompt": "x" * 2000, "max_tokens": 2000, "stream": True, "temperature": 0}).encode()
+def ask_without_reading(address: tuple[str, int], raw: bytes, count: int, stack: ExitStack) -> list[socket.socket]:
+    """Connections with little room for answers, on each of which `raw` is asked."""
+    connections = [stack.enter_context(socket.socket()) for _ in range(count)]
+    for connection in connections:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(address)
+        connection.sendall(raw)
+    return connections
+
+
+WHOLE, STREAM = ("/tokenize", {"prompt": "x" * 2**18}), ("/v1/completions", {"prompt": "x" * 600, "stream": True})
+SMALLER = ("/tokenize", {"prompt": "x" * 2**13})
+
+
+@pytest.mark.parametrize(
+    ("asked", "line", "count"),
+    [(WHOLE, b"", 20), (SMALLER, b"", 50), (SMALLER, b"Connection: close\r\n", 50), (STREAM, b"", 50)],
+    ids=["1_MB", "40_kB", "40_kB_and_close", "stream"],
+)
+def test_row_23_the_connection_of_a_client_that_does_not_read_is_ended(
+    attacked: Victim, asked: tuple[str, dict[str, Any]], line: bytes, count: int
+) -> None:
+    """Row 23. What they do not read is not kept for them, and the engine is free again."""
+    raw = request("POST", asked[0], line, body=json.dumps({"max_tokens": 600, **asked[1]}).encode())
+    num_files, memory_bytes = attacked.num_files(), attacked.memory_bytes()
     with ExitStack() as stack:
-        for _ in range(50):
-            connection = stack.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            connection.connect(attacked.address)
-            connection.sendall(request("POST", "/v1/completions", body=body))
-        attacked.wait_for(lambda: attacked.log().count("did not read its stream") == 50)
-    attacked.wait_until_idle()
-    assert len(attacked.take_log().splitlines()) <= 100
+        for connection in ask_without_reading(attacked.address, raw, count, stack):
+            connection.recv(1)
+        attacked.wait_for(lambda: attacked.num_files() <= num_files + 1)
+        attacked.wait_for(lambda: attacked.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES / 8)
+        attacked.wait_until_idle()
+
+
+def test_row_23_a_slow_reader_gets_its_whole_answer(attacked: Victim) -> None:
+    """Row 23, the other side: it takes longer than the send timeout, but never stops reading for so long."""
+    raw = request("POST", "/tokenize", b"Connection: close\r\n", body=json.dumps({"prompt": "x" * 2**19}).encode())
+    num_bytes, began_s = 0, time.monotonic()
+    with socket.create_connection(attacked.address, timeout=TIMEOUT_S) as connection:
+        connection.sendall(raw)
+        while part := receive(connection, 2**14):
+            num_bytes += len(part)
+            select.select([], [], [], 0.01)
+    assert num_bytes > 5 * 2**19
+    assert time.monotonic() - began_s > 1
 
 
 def test_row_24_a_thousand_idle_connections_take_nobody_s_place(attacked: Victim) -> None:

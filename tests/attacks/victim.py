@@ -17,7 +17,6 @@ from tests.serve.fake_engine import FakeEngine
 from tinycluster.cluster.config import Settings
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ContextLengthError
-from tinycluster.serve import stream
 from tinycluster.serve.app import create_app
 from tinycluster.serve.connection import ConnectionLimits
 from tinycluster.serve.http_server import HttpServer
@@ -65,7 +64,6 @@ def engine_of(options: dict[str, Any], running: ExitStack) -> Any:
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    stream.SEND_TIMEOUT_S = options.get("send_timeout_s", stream.SEND_TIMEOUT_S)
     events, registry = Events(), ModelRegistry()
     with ExitStack() as running:
         engine = engine_of(options, running)

@@ -91,9 +91,9 @@ def read_reply(connection: socket.socket, *, has_body: bool = True) -> Reply:
     return Reply(int(first.split()[1]), headers, body, is_closed)
 
 
-def receive(connection: socket.socket) -> bytes:
+def receive(connection: socket.socket, most: int = 2**16) -> bytes:
     """What has come; nothing at the end, which is a reset where the server closed before it had read everything."""
     try:
-        return connection.recv(2**16)
+        return connection.recv(most)
     except ConnectionResetError:
         return b""

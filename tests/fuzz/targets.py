@@ -7,7 +7,9 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.attacks.schemas import BODIES
 from tests.parity.random_model import write_folder
@@ -21,8 +23,16 @@ from tinycluster.engine.models.registry import weight_specs
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.serve.body import parse_object
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
-from tinycluster.serve.responses_fields import ResponsesRequest, parse_responses
+from tinycluster.serve.responses_fields import parse_responses
+from tinycluster.serve.tokenize import parse_detokenize, parse_tokenize
 
+PARSERS: Mapping[str, Callable[[dict[str, Any]], object]] = {
+    "/v1/chat/completions": partial(parse, ChatRequest),
+    "/v1/completions": partial(parse, CompletionRequest),
+    "/v1/responses": parse_responses,
+    "/tokenize": parse_tokenize,
+    "/detokenize": parse_detokenize,
+}
 SMALL = ModelConfig("llama", 260, 8, 8, 1, 1, 1, 8, 1e-5, 64, eos_token_ids=(1, 0), tie_word_embeddings=True)
 Target = Callable[[bytes], None]
 MAX_READ_ELEMENTS, MAX_FRAME_BYTES = 32, 2**16
@@ -77,16 +87,9 @@ def _content(path: Path) -> bytes | None:
 
 def request(content: bytes) -> None:
     """The first byte chooses the route."""
-    models = [model for model, _ in BODIES.values()]
-    model = models[content[0] % len(models)] if content else models[0]
+    path = list(BODIES)[content[0] % len(BODIES) if content else 0]
     with suppress(RequestError):
-        body = parse_object(content[1:])
-        if model is ResponsesRequest:
-            parse_responses(body)
-        elif model is ChatRequest:
-            parse(ChatRequest, body)
-        else:
-            parse(CompletionRequest, body)
+        PARSERS[path](parse_object(content[1:]))
 
 
 def message(content: bytes) -> None:

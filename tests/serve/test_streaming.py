@@ -148,30 +148,6 @@ def test_comments_keep_a_silent_stream_alive_over_http(
     assert rest[-1] == "data: [DONE]"
 
 
-def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "SEND_TIMEOUT_S", 0.01)
-
-    async def run() -> bool:
-        turn = asyncio.Event()
-        turn.set()
-        generation = Scripted(text_deltas("abc"), [turn] * 3)
-        never = asyncio.Event()
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                await never.wait()
-
-        async def receive() -> Message:
-            await never.wait()
-            return {"type": "http.disconnect"}
-
-        chunks = Chunks("chat.completion", HEAD, include_usage=False)
-        await EventStream(Choices([generation], 1), chunks)({"type": "http"}, receive, send)
-        return generation.is_aborted
-
-    assert asyncio.run(run())
-
-
 def test_the_end_of_a_stream_is_part_of_its_last_write() -> None:
     async def run() -> list[Message]:
         turn, never, sent = asyncio.Event(), asyncio.Event(), list[Message]()
