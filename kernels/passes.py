@@ -234,15 +234,40 @@ def _is_read_whole(name: str, rest: Sequence[Op]) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class _Uses:
+    """Where a Program's buffers are used, found once: a Program may have thousands of ops."""
+
+    writers: Mapping[str, Sequence[int]]
+    last: Mapping[str, int]
+    """The last op that reads or writes a buffer."""
+
+    @classmethod
+    def of(cls, program: Program) -> _Uses:
+        writers, last = dict[str, list[int]](), dict[str, int]()
+        for index, op in enumerate(program.ops):
+            written = writes(op)
+            for name in written:
+                writers.setdefault(name, []).append(index)
+            last |= dict.fromkeys(reads(op) | written, index)
+        return cls(writers, last)
+
+    def may_replace(self, index: int, source: str, out: str) -> bool:
+        """Whether op `index` alone writes `out`, and nobody after it uses `source`."""
+        return self.writers[out] == [index] and self.last[source] <= index
+
+
 def reuse_in_place(program: Program, matrices: Matrices) -> Program:
     """A norm or an activation whose input is not needed again writes over it."""
     renamed: dict[str, str] = {}
-    ops = list[Op]()
+    ops, uses = list[Op](), _Uses.of(program)
     for index, op in enumerate(program.ops):
         op = _renamed(op, renamed)
         if isinstance(op, p.RmsNorm | p.SwiGlu):
             source = op.x if isinstance(op, p.RmsNorm) else op.gate
-            if _may_replace(program, index, source, op.out, renamed):
+            is_taken = op.out == program.output or op.out in renamed
+            is_alike = program.buffers[source] == program.buffers.get(op.out)
+            if is_alike and not is_taken and uses.may_replace(index, source, op.out):
                 renamed[op.out] = source
                 op = replace(op, out=source)
         ops.append(op)
@@ -314,14 +339,6 @@ def _gate_up(rest: _Rest, program: Program, matrices: Matrices) -> p.GateUp | No
                 length, out = 3, codes
     del rest.ops[:length]
     return p.GateUp(gate, up, out)
-
-
-def _may_replace(program: Program, index: int, source: str, out: str, renamed: Mapping[str, str]) -> bool:
-    if program.buffers[source] != program.buffers.get(out) or out == program.output or out in renamed:
-        return False
-    writers = [i for i, op in enumerate(program.ops) if out in writes(op)]
-    later = program.ops[index + 1 :]
-    return writers == [index] and not any(source in reads(op) | writes(op) for op in later)
 
 
 def _renamed(op: Op, names: Mapping[str, str]) -> Op:
