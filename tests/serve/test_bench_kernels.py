@@ -15,6 +15,7 @@ from tests.serve.command_line import Outcome, tinycluster
 from tinycluster.kernels import reference, sampling_reference
 from tinycluster.kernels._cpu import Cpu, supported_isas
 from tinycluster.kernels.program import I32
+from tinycluster.serve.bench.kernels import machine, run
 from tinycluster.serve.bench.kernels.cases import sample
 from tinycluster.serve.bench.kernels.linear import LinearShape
 from tinycluster.serve.bench.kernels.machine import COMMON_CACHE_BYTES, cache_bytes, measure_limits
@@ -28,6 +29,18 @@ def config(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         f"models: [{{name: smollm2, source: {smollm2_path}, mesh: {{tensor: 2}}, limits: {{max_model_len: 256}}}}]\n"
     )
     return path
+
+
+@pytest.fixture(autouse=True)
+def small_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast memory is does not matter here: the probes read 4 MiB instead of half a gigabyte."""
+    monkeypatch.setattr(machine, "READ_BYTES", 4 * 2**20)
+
+
+@pytest.fixture
+def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not timed needs no copies of a matrix that fill a real processor's cache."""
+    monkeypatch.setattr(run, "cache_bytes", lambda: 2**20)
 
 
 def bench_kernels(config: Path, *arguments: str) -> Outcome:
@@ -74,6 +87,7 @@ def test_every_op_is_compared_with_its_definition_and_timed(config: Path) -> Non
         ("add_fixed", "add_fixed"),
     ],
 )
+@pytest.mark.usefixtures("small_cache")
 def test_an_op_that_differs_from_its_definition_in_one_bit_is_reported_and_not_timed(
     config: Path, monkeypatch: pytest.MonkeyPatch, op: str, definition: str
 ) -> None:
@@ -87,6 +101,7 @@ def test_an_op_that_differs_from_its_definition_in_one_bit_is_reported_and_not_t
     assert all("WRONG" in line and line.count("│") == 11 for line in timed)
 
 
+@pytest.mark.usefixtures("small_cache")
 def test_a_token_that_is_not_the_defined_one_is_reported(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = sampling_reference.sample
     monkeypatch.setattr(sampling_reference, "sample", lambda *arguments: right(*arguments) + 1)
