@@ -38,6 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--scheduler-examples", type=int, default=500, help="Histories that the scheduler's state machine goes through."
     )
+    parser.addoption(
+        "--attack-requests", type=int, default=2000, help="Requests, and schemas, of the attacks that need many."
+    )
+
+
+@pytest.fixture(scope="session")
+def attack_requests(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--attack-requests"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -70,9 +70,10 @@ NESTED = {
 
 @pytest.mark.parametrize("kind", NESTED)
 def test_row_34_nesting_100_000_deep_is_a_400_on_every_route(attacked: Victim, kind: str) -> None:
-    """Row 34."""
+    """Row 34: within 200 ms."""
     for path in TAKING_BODIES:
-        rejected(post(attacked, path, NESTED[kind]))
+        with attacked.within_cpu_s(0.2):
+            rejected(post(attacked, path, NESTED[kind]))
 
 
 DIGITS = b"1" * 100_000
@@ -162,27 +163,38 @@ def tokenizing_server(tiny_folder: str) -> Iterator[Victim]:
         yield server
 
 
-LARGE: dict[str, dict[str, Any]] = {
-    "messages": {"messages": [{"role": "user", "content": "a"}] * 100_000},
-    "one_message": {"messages": [{"role": "user", "content": "word " * 800_000}]},
-    "control_tokens": {"messages": [{"role": "user", "content": "<|im_end|>" * 100_000}]},
-    "zero_width": {"messages": [{"role": "user", "content": "\u200b" * 10**6}]},
-    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 120_000}]},
-    "token_ids": {"prompt": [7] * 500_000},
-    "too_many_token_ids": {"prompt": [7] * 2_000_000},
-    "lists_of_token_ids": {"prompt": [[7]] * 1_000_000},
+LARGE: dict[str, Callable[[int], dict[str, Any]]] = {
+    "messages": lambda n: {"messages": [{"role": "user", "content": "a"}] * n},
+    "one_message": lambda n: {"messages": [{"role": "user", "content": "word " * 8 * n}]},
+    "control_tokens": lambda n: {"messages": [{"role": "user", "content": "<|im_end|>" * n}]},
+    "zero_width": lambda n: {"messages": [{"role": "user", "content": "\u200b" * 10 * n}]},
+    "parts": lambda n: {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * n}]},
+    "token_ids": lambda n: {"prompt": [7] * 5 * n},
+    "too_many_token_ids": lambda n: {"prompt": [7] * 20 * n},
+    "lists_of_token_ids": lambda n: {"prompt": [[7]] * 10 * n},
 }
+LARGEST, MAX_TRIES = 100_000, 5
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_row_38_large_prompts_do_not_hold_up_others(tokenizing_server: Victim, kind: str) -> None:
-    """Row 38: they are parsed, rendered and tokenized off the event loop, without the interpreter's lock."""
-    content = json.dumps(LARGE[kind], ensure_ascii=False, separators=(",", ":")).encode()
+def test_row_38_large_prompts_take_linear_time_and_do_not_hold_up_others(tokenizing_server: Victim, kind: str) -> None:
+    """Row 38: they are parsed, rendered and tokenized off the event loop, without the interpreter's lock. Twice as much
+    takes 2.5 times the processor's time at most; of several tries the shortest count."""
+    whole_s, half_s = [], []
     with tokenizing_server.attack():
-        path = CHAT if "messages" in LARGE[kind] else "/v1/completions"
-        reply = exchange(tokenizing_server.address, request("POST", path, body=content))
-        assert reply.status in (400, 413)
-        reply.error()
+        while not whole_s or (min(whole_s) > 2.5 * min(half_s) and len(whole_s) < MAX_TRIES):
+            whole_s.append(refusal_cpu_s(tokenizing_server, LARGE[kind](LARGEST)))
+            half_s.append(refusal_cpu_s(tokenizing_server, LARGE[kind](LARGEST // 2)))
+    assert min(whole_s) <= 2.5 * min(half_s)
+
+
+def refusal_cpu_s(server: Victim, body: dict[str, Any]) -> float:
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    before_s = server.ask("cpu_s")
+    reply = exchange(server.address, request("POST", CHAT if "messages" in body else COMPLETIONS, body=content))
+    assert reply.status in (400, 413)
+    reply.error()
+    return float(server.ask("cpu_s") - before_s)
 
 
 def test_row_38_large_prompts_at_once_take_turns(tokenizing_server: Victim) -> None:
@@ -217,6 +229,24 @@ def test_row_39_control_characters_never_start_a_log_line_or_reach_a_header(atta
         if reply.status != 200:
             assert text not in reply.error()["message"] or text.isprintable()
     assert "fake line" not in attacked.log()
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_row_39_control_characters_are_stored_as_they_are_and_shown_escaped(attacked: Victim, text: str) -> None:
+    """Row 39: what a client may come back to, and the numbers that an operator looks at."""
+    body = {"input": f"x{text}", "metadata": {"x": text}, "user": text, "max_output_tokens": 4}
+    made = json.loads(post(attacked, "/v1/responses", body).body)
+    path = f"/v1/responses/{made['id']}"
+    shown, items, numbers = (
+        exchange(attacked.address, request("GET", each)).body for each in (path, f"{path}/input_items", "/metrics")
+    )
+    assert json.loads(shown) == made
+    assert made["metadata"] == {"x": text}
+    assert json.loads(items)["data"][0]["content"][0]["text"] == f"x{text}"
+    for raw in (shown, items):
+        assert not any(character < 32 for character in raw)
+    assert text.encode() not in numbers
+    assert exchange(attacked.address, request("DELETE", path)).status == 200
 
 
 def test_row_39_a_failure_of_ours_is_logged_once_with_its_path_quoted(attacked: Victim) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.attacks.asking import CHAT, COMPLETIONS, HELLO, post, rejected
-from tests.attacks.contract import Victim
+from tests.attacks.contract import ROOT, Victim
 from tests.attacks.wire import exchange, request
 
 VOCABULARY = 307
@@ -295,6 +297,14 @@ def test_row_55_many_schemas_take_no_more_memory(server: Victim) -> None:
     for number in range(200):
         value = {"type": "object", "properties": {f"field {number} {n}": {"type": "string"} for n in range(50)}}
         assert post(server, CHAT, {**CHAT_BODY, "max_tokens": 1, **schema(value)}).status == 200
+
+
+def test_row_55_nothing_is_kept_of_a_schema(tiny_folder: str, attack_requests: int) -> None:
+    """Row 55: by default fewer than its 10,000, in a process of their own: neither memory nor files."""
+    command = [sys.executable, "-m", "tests.attacks.many_schemas", tiny_folder, str(attack_requests)]
+    grown = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert grown["growth_bytes"] < 8 * 2**20
+    assert grown["written"] == []
 
 
 def function(**fields: Any) -> dict[str, Any]:

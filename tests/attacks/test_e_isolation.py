@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,11 +20,13 @@ from tests.attacks.contract import Victim, victim
 from tests.attacks.wire import TIMEOUT_S, exchange, request
 from tests.cluster.engines import GREEDY, answer_all, engine_for, prompt_of
 from tests.engine.gguf_file import LLAMA, write_gguf
+from tinycluster.cluster.driver import Engine, Generation
 from tinycluster.engine import prefix_cache
 from tinycluster.engine.admission import SchedulerLimits, max_total_tokens
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ConfigError, RequestError
+from tinycluster.engine.request import SamplingParams
 
 CONTEXT = 128
 
@@ -98,6 +102,49 @@ def test_row_59_no_request_sees_anything_of_another(server: Victim) -> None:
             future.result()
     assert together == alone
     assert server.ask("preemptions") > before
+
+
+def test_row_59_whatever_company_a_request_has_its_answer_is_the_same(tiny_folder: str, attack_requests: int) -> None:
+    """Row 59: by default fewer than its 10,000. Each asks for something of its own, once in each of two orders, 64 at
+    once over too few blocks, among others that leave; some are also asked alone."""
+    numbers = list(range(attack_requests // 2))
+    limits = {"max_model_len": CONTEXT, "max_running": 64, "max_waiting": 256}
+    with closing(engine_for(Path(tiny_folder), limits=limits, kv_cache={"memory": "96KiB"})) as engine:
+        alone = {number: whole(submit_canary(engine, number)) for number in numbers[:: len(numbers) // 50]}
+        first = answers_in_company(engine, numbers)
+        random.Random(59).shuffle(numbers)
+        second = answers_in_company(engine, numbers)
+        assert engine.num_preemptions > attack_requests // 100
+    assert [number for number in numbers if first[number] != second[number]] == []
+    assert {number: first[number] for number in alone} == alone
+
+
+def submit_canary(engine: Engine, number: int) -> Generation:
+    """A prompt that shares its beginning with others' and ends with digits of its own."""
+    digits = [5 + number // 250**place % 250 for place in range(2)]
+    sampling = SamplingParams(float(number % 2), seed=number, max_tokens=4 + number % 29, ignore_eos=True, logprobs=3)
+    return engine.submit([*prompt_of(number % 61, first=number % 3), *digits], sampling)
+
+
+def whole(generation: Generation) -> list[Any]:
+    deltas = list(generation)
+    logprobs = [each for delta in deltas for each in delta.logprobs]
+    return [[token for delta in deltas for token in delta.token_ids], logprobs]
+
+
+def answers_in_company(engine: Engine, numbers: Sequence[int]) -> dict[int, list[Any]]:
+    answers: dict[int, list[Any]] = {}
+    running: deque[tuple[int, Generation]] = deque()
+    for place, number in enumerate(numbers):
+        if place % 8 == 0:
+            leaving = submit_canary(engine, 50_000 + number)
+        running.append((number, submit_canary(engine, number)))
+        if place % 8 == 5:
+            leaving.abort()
+        if len(running) == 64:
+            asked, generation = running.popleft()
+            answers[asked] = whole(generation)
+    return answers | {number: whole(generation) for number, generation in running}
 
 
 def test_row_60_equal_keys_of_different_texts_are_told_apart(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

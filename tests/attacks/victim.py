@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,6 +88,8 @@ def _answer(question: str, engine: Any, events: Events) -> Any:
         return len(engine.running) if isinstance(engine, FakeEngine) else engine.num_running + engine.num_waiting
     if question == "preemptions":
         return engine.num_preemptions
+    if question == "cpu_s":
+        return time.process_time()
     if question == "watch":
         events.seen, events.is_on = [], True
     elif question == "events":

@@ -25,7 +25,7 @@ from tests.attacks.schemas import BODIES
 from tests.attacks.wire import exchange, request
 
 CASES_PER_S = 30
-"""About; the parts of all routes share the time."""
+"""Until it is known."""
 EXPECTED_5XX = (501, 503)
 """A method that nobody knows; a model that is not there yet."""
 
@@ -66,6 +66,13 @@ class Findings:
 
     def __init__(self, server: Victim) -> None:
         self._server, self.seen, self.num_cases = server, list[str](), 0
+        self._began_s = time.monotonic()
+
+    def num_affordable(self, deadline_s: float, num_parts: int) -> int:
+        """Cases of one of the parts that are left, where all of them share the time."""
+        now_s = time.monotonic()
+        per_s = (self.num_cases + CASES_PER_S) / (now_s - self._began_s + 1)
+        return max(int(per_s * (deadline_s - now_s) / num_parts), 2)
 
     def check(self, target: Any, fuzz_data_logger: Any, session: Any, *arguments: Any, **options: Any) -> None:
         self.num_cases += 1
@@ -78,8 +85,8 @@ class Findings:
             self.seen.append(f"no health after {sent!r}")
 
 
-def sessions(findings: Findings, server: Victim, folder: str, num_cases: int) -> Iterator[Session]:
-    """One for every part of every route, in random order; together they have `num_cases`."""
+def sessions(findings: Findings, server: Victim, folder: str, deadline_s: float) -> Iterator[Session]:
+    """One for every part of every route, in random order. The last one ends at the deadline, about."""
     jobs = [
         (f"{method} {path}", made, fuzzed)
         for path, methods in ROUTES
@@ -95,7 +102,7 @@ def sessions(findings: Findings, server: Victim, folder: str, num_cases: int) ->
             post_test_case_callbacks=[findings.check],
             fuzz_loggers=[],
             db_filename=str(Path(folder, f"{number}.db")),
-            index_end=max(num_cases // len(jobs), 2),
+            index_end=findings.num_affordable(deadline_s, len(jobs) - number),
             receive_data_after_fuzz=True,
             check_data_received_each_request=False,
             ignore_connection_reset=True,
@@ -117,11 +124,9 @@ def main() -> None:
     deadline_s = time.monotonic() + options.seconds
     with victim(FAKE) as server, tempfile.TemporaryDirectory() as folder:
         findings, num_sessions = Findings(server), 0
-        for session in sessions(findings, server, folder, int(options.seconds * CASES_PER_S)):
+        for session in sessions(findings, server, folder, deadline_s):
             session.fuzz(max_depth=1)
             num_sessions += 1
-            if time.monotonic() > deadline_s:
-                break
         server.wait_until_idle()
         log = server.take_log()
     print(f"{findings.num_cases} cases of {num_sessions} parts, {len(findings.seen)} findings", *findings.seen[:20])
