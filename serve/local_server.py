@@ -77,6 +77,7 @@ def start_serving(
 ) -> None:
     """Engines, then HTTP. `running` ends them in the order that lets every stream end well."""
     http = HttpServer(app, listener)
+    running.callback(app.state.registry.clear)
     running.callback(http.stop)
     running.enter_context(start_engines(settings, app.state.registry, progress, on_failure, placed))
     running.callback(http.drain)

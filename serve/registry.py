@@ -21,6 +21,10 @@ class ModelRegistry:
         self._engines[engine.name] = engine
         self._fingerprints[engine.name] = _fingerprint(engine)
 
+    def clear(self) -> None:
+        """After the server has ended: FastAPI remembers every route that a process ever had, and routes lead here."""
+        self._engines.clear()
+
     def fingerprint(self, engine: Engine) -> str:
         """The `system_fingerprint` of an engine's answers."""
         return self._fingerprints[engine.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ StartServer = Callable[..., str]
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
     """start_server(engine, ...) -> URL. Every server is stopped at the end of the test."""
-    servers: list[HttpServer] = []
+    started = ExitStack()
 
     def start(*engines: FakeEngine) -> str:
         registry = ModelRegistry()
@@ -27,13 +28,13 @@ def start_server() -> Iterator[StartServer]:
             registry.add(engine)
         listener = listen("127.0.0.1", 0)
         server = HttpServer(create_app(registry), listener)
-        servers.append(server)
+        started.callback(registry.clear)
+        started.callback(server.stop)
         server.start()
         return url_of(listener)
 
-    yield start
-    for server in servers:
-        server.stop()
+    with started:
+        yield start
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def fake_url() -> Iterator[str]:
     server.start()
     yield url_of(listener)
     server.stop()
+    registry.clear()
 
 
 @pytest.fixture

@@ -124,6 +124,7 @@ def served(engine: Any) -> Iterator[str]:
     server.start()
     yield url_of(listener)
     server.stop()
+    registry.clear()
 
 
 def given(row: Row) -> Row:

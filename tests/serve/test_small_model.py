@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cluster.engines import engine_for
+from tests.cluster.engines import engine_for, settings_for
 from tests.parity.random_model import CASES, write_folder
+from tinycluster.engine.progress import NoProgress
 from tinycluster.serve.app import create_app
 from tinycluster.serve.http_server import HttpServer
 from tinycluster.serve.listener import listen, url_of
+from tinycluster.serve.local_server import start_serving
 from tinycluster.serve.registry import ModelRegistry
 
 TEMPLATE = (
@@ -53,6 +58,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         with httpx.Client(base_url=url_of(listener), timeout=60) as client:
             yield client
         server.stop()
+        registry.clear()
         assert engine.num_running + engine.num_waiting == 0
 
 
@@ -261,3 +267,14 @@ def test_metrics_count_what_the_answers_tell(model: httpx.Client) -> None:
     assert grown("request_generation_tokens_sum") == grown("generation_tokens_total")
     parts = [after[f"kv_cache_blocks_{part}"] for part in ("free", "used", "cached")]
     assert (sum(parts), parts[1]) == (after["kv_cache_blocks"], 0)
+
+
+def test_an_engine_goes_with_its_server_though_fastapi_keeps_the_routes(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny", CONFIG, seed=5)
+    with ExitStack() as running, closing(listen("127.0.0.1", 0)) as listener:
+        app = create_app(ModelRegistry())
+        start_serving(running, listener, app, settings_for(folder), NoProgress, lambda error: None)
+        engine = weakref.ref(app.state.registry.get("tiny"))
+        assert httpx.get(f"{url_of(listener)}/v1/models").json()["data"][0]["id"] == "tiny"
+    gc.collect()
+    assert engine() is None
