@@ -20,7 +20,7 @@ MIN_BODY_BYTES_PER_S = 8 * 2**10
 """What has come of a body buys more time for the rest, so that a slow line is told from a client that stalls."""
 PARSE_IN_THREAD_BYTES = 64 * 2**10
 """Larger bodies are parsed and checked off the event loop, so that they do not delay other clients' tokens."""
-MAX_COMMAS = 2**19
+MAX_COMMAS = 2**18
 """What the parser reads in one go, while nothing else in the process runs. A value after the first has a comma."""
 CLOSE = MappingProxyType({"connection": "close"})
 
