@@ -8,8 +8,13 @@ namespace tinycluster {
 namespace {
 
 constexpr int64_t PIECES_PER_THREAD = 6;  // so that the threads finish together
-constexpr int64_t UNITS_PER_THREAD = 12;  // likewise, if that leaves a unit enough rows to share a block's conversion
-constexpr int64_t FEWEST_ROWS = 32;
+constexpr int64_t FEWEST_ROWS = 32;       // that share a block's conversion
+
+// The rows of a unit: as many as leave each thread its pieces, when a unit's segments are pieces too.
+int64_t rows_of_unit(int64_t rows_of_all, int64_t segments, int num_threads) {
+  if (num_threads == 1) return ATTENTION_ROWS;
+  return std::clamp<int64_t>(rows_of_all * segments / (PIECES_PER_THREAD * num_threads), FEWEST_ROWS, ATTENTION_ROWS);
+}
 
 }  // namespace
 
@@ -44,12 +49,14 @@ std::vector<HeadGroup> head_groups(const int32_t* kv_head_of_head, int64_t num_h
 void AttentionTasks::list_units(const KVStep& step, int num_threads) {
   units_.clear(), costs_.clear();
   const int64_t items_of_all = step.T * (groups_.empty() ? 0 : groups_.back().first_head + groups_.back().num_heads);
-  const int64_t most_items =
-      std::clamp<int64_t>(items_of_all / (UNITS_PER_THREAD * num_threads), FEWEST_ROWS, ATTENTION_ROWS);
-  for (int64_t r = 0; r < step.R; ++r)
+  for (int64_t r = 0; r < step.R; ++r) {
+    const int32_t* positions = step.positions + step.row_start[r];
+    const int64_t num_tokens = step.row_start[r + 1] - step.row_start[r];
+    if (num_tokens == 0) continue;
+    const int64_t segments = positions[num_tokens - 1] / SEGMENT + 1 - first_visible(positions[0], window_) / SEGMENT;
+    const int64_t most_items = rows_of_unit(items_of_all, segments, num_threads);
     for (const HeadGroup& group : groups_) {
-      const int32_t* positions = step.positions + step.row_start[r];
-      const int64_t items = (step.row_start[r + 1] - step.row_start[r]) * group.num_heads;
+      const int64_t items = num_tokens * group.num_heads;
       // Whole tokens, so that the rows of a token stay together.
       const int64_t tokens = std::max<int64_t>(1, most_items / group.num_heads);
       const int64_t most = std::min(most_items, tokens * group.num_heads);
@@ -62,6 +69,7 @@ void AttentionTasks::list_units(const KVStep& step, int num_threads) {
         costs_.push_back((last + 1 - first) * count);
       }
     }
+  }
 }
 
 void AttentionTasks::deal(const KVStep& step, int num_threads) {

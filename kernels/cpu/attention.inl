@@ -65,23 +65,40 @@ void merge(const RowSpans& spans, int64_t segment, int64_t padded_C, const RowSu
 
 // One block of positions for the rows that see some of it.
 template <class Codes>
-void attend_block(AttentionRows& s, const KVBlock& block, const KVBlock& next, int rows, int num_positions,
-                  WideBlock& wide) {
+void attend_block(const KVCache& cache, AttentionRows& s, const KVBlock& block, const KVBlock& next, int rows,
+                  int num_positions, WideBlock& wide) {
   int begin = 0, end = rows;
   while (begin < end && s.j0[begin] > s.j1[begin]) ++begin;
   while (begin < end && s.j0[end - 1] > s.j1[end - 1]) --end;
+  const StoredBlock<Codes> stored = {block, next, s.C, s.padded_C};
   if (end - begin <= MOST_ROWS) {
-    const StoredBlock<Codes> stored = {block, next, s.C, s.padded_C};
     in_groups(begin, end, [&](auto group, int r0) { score(group, s, stored, r0); });
     soften(s, rows, begin, end);
     in_groups(begin, end, [&](auto group, int r0) { add_values(group, s, stored, r0); });
-  } else {
-    wide.unpack_keys<Codes>(block, num_positions);
-    in_groups(begin, end, [&](auto group, int r0) { score(group, s, wide, r0); });
-    soften(s, rows, begin, end);
-    wide.unpack_values<Codes>(block, num_positions);
-    in_groups(begin, end, [&](auto group, int r0) { add_values(group, s, wide, r0); });
+    return;
   }
+  // Where all rows see all of the block, the first ones leave its numbers to the others.
+  const bool is_whole = s.j0[end - 1] == 0 && s.j1[begin] == BLOCK - 1;
+  const OpenedBlock<Codes> opened = {stored, wide};
+  const auto first_or_other = [&](auto group, int r0, const auto& body) {
+    if constexpr (group.COUNT >= std::min(MOST_ROWS, 4))
+      if (is_whole && r0 == begin) return body(opened);
+    body(wide);
+  };
+  const int num_groups = (end - begin + MOST_ROWS - 1) / MOST_ROWS;
+  int done = 0;
+  if (!is_whole) wide.unpack_keys<Codes>(block, num_positions);
+  in_groups(begin, end, [&](auto group, int r0) {
+    wide.look_ahead(next.k, cache.key_tile_bytes() / s.C, done++, num_groups);
+    first_or_other(group, r0, [&](auto& from) { score(group, s, from, r0); });
+  });
+  soften(s, rows, begin, end);
+  done = 0;
+  if (!is_whole) wide.unpack_values<Codes>(block, num_positions);
+  in_groups(begin, end, [&](auto group, int r0) {
+    wide.look_ahead(next.v, cache.value_tile_bytes() / s.padded_C, done++, num_groups);
+    first_or_other(group, r0, [&](auto& from) { add_values(group, s, from, r0); });
+  });
 }
 
 // The blocks of one segment, from fresh sums.
@@ -103,7 +120,7 @@ void attend_segment(const AttentionArgs& a, const AttentionTask& task, const Row
       s.j1[r] = int(std::min(spans.last[r], end) - start);
     }
     next = end < spans.last_of_all() ? find(start + BLOCK) : block;
-    attend_block<Codes>(s, block, next, spans.rows, int(end + 1 - start), wide);
+    attend_block<Codes>(*a.cache, s, block, next, spans.rows, int(end + 1 - start), wide);
   }
 }
 

@@ -13,7 +13,9 @@ constexpr int vectors_beside(int R) { return MOST_CHAINS / R >= 4 ? 4 : MOST_CHA
 // R rows that run together, at most MOST_ROWS. What is called with them stays a function of its own: inside the long
 // one around them the compiler has no registers left for their addresses.
 template <int R>
-struct Rows {};
+struct Rows {
+  static constexpr int COUNT = R;
+};
 
 // body(Rows<R>, first row) over groups of R rows of begin .. end - 1 that run together.
 template <class Body>
@@ -32,7 +34,7 @@ void in_groups(int begin, int end, const Body& body) {
 struct AttentionRows {
   int64_t C, padded_C;
   float scale;
-  int j0[ATTENTION_ROWS], j1[ATTENTION_ROWS];             // positions of the block that a row sees; none if j0 > j1
+  int j0[ATTENTION_ROWS], j1[ATTENTION_ROWS];  // positions of the block that a row sees, ascending; none if j0 > j1
   alignas(64) float q[ATTENTION_ROWS * MOST_HEAD_DIM];    // (rows, C)
   alignas(64) float out[ATTENTION_ROWS * MOST_HEAD_DIM];  // (rows, padded C)
   alignas(64) float weights[ATTENTION_ROWS][BLOCK];       // scores, then exp(score - most)
@@ -41,18 +43,18 @@ struct AttentionRows {
 
 // weights[r][j] = scale * chain over c of q[r][c] * k[c][j], for R rows and the V tiles from `tile`.
 template <class Block, int R, int V>
-void score_tiles(AttentionRows& s, const Block& block, int r0, int tile) {
+void score_tiles(AttentionRows& s, Block& block, int r0, int tile) {
   F32x16 sum[R][V];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) sum[r][v] = set1(0.0f);
   const int64_t C = s.C;
   const float* q = s.q + r0 * C;
   for (int64_t c = 0; c < C;) {
-    F32x16 scales[V];
-    for (int v = 0; v < V; ++v) scales[v] = block.key_scale(tile + v, c);
-    for (const int64_t end = std::min(c + Block::KEY_RUN, C); c < end; ++c, ++q) UNROLL for (int v = 0; v < V; ++v) {
-        const F32x16 keys = block.keys(tile + v, c, scales[v]);
-        UNROLL for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(q[r * C]), keys, sum[r][v]);
+    auto keys = block.template keys<V>(tile, c);
+    for (const int64_t end = std::min(c + Block::KEY_RUN, C); c < end; ++c, ++q, keys.step())
+      UNROLL for (int v = 0; v < V; ++v) {
+        const F32x16 x = keys.read(v);
+        UNROLL for (int r = 0; r < R; ++r) sum[r][v] = fma(set1(q[r * C]), x, sum[r][v]);
       }
   }
   UNROLL for (int r = 0; r < R; ++r) UNROLL for (int v = 0; v < V; ++v)
@@ -60,9 +62,9 @@ void score_tiles(AttentionRows& s, const Block& block, int r0, int tile) {
 }
 
 template <class Block, int R>
-[[gnu::noinline]] void score(Rows<R>, AttentionRows& s, const Block& block, int r0) {
+[[gnu::noinline]] void score(Rows<R>, AttentionRows& s, Block& block, int r0) {
   constexpr int V = vectors_beside(R);
-  const int tiles = *std::max_element(s.j1 + r0, s.j1 + r0 + R) / KV_TILE + 1;
+  const int tiles = s.j1[r0 + R - 1] / KV_TILE + 1;
   for (int tile = 0; tile < tiles;) {
     if (tiles - tile >= 3 && V == 4) {
       score_tiles<Block, R, V>(s, block, r0, tile), tile += 4;
@@ -125,7 +127,7 @@ INLINE void weigh(AttentionRows& s, int r, const float* most, float* added) {
 // out[r] = out[r] * shrink[r], then the chain over positions j0 .. j1 of fma(weight, v, out), for W vectors of columns
 // from c.
 template <class Block, int R, int W>
-void add_columns(AttentionRows& s, const Block& block, int r0, int j0, int j1, bool is_first, int64_t c) {
+void add_columns(AttentionRows& s, Block& block, int r0, int j0, int j1, bool is_first, int64_t c) {
   F32x16 sum[R][W];
   const int64_t padded_C = s.padded_C;
   float* const out = s.out + r0 * padded_C + c;
@@ -134,7 +136,7 @@ void add_columns(AttentionRows& s, const Block& block, int r0, int j0, int j1, b
     UNROLL for (int w = 0; w < W; ++w) sum[r][w] = mul(load(out + r * padded_C + w * LANES), shrink);
   }
   for (int j = j0; j <= j1;) {
-    auto values = block.values(j, c);
+    auto values = block.template values<W>(j, c);
     const float* weights = s.weights[r0] + j;
     for (const int end = std::min(j1 + 1, (j / Block::VALUE_RUN + 1) * Block::VALUE_RUN); j < end;
          ++j, ++weights, values.step())
@@ -148,7 +150,7 @@ void add_columns(AttentionRows& s, const Block& block, int r0, int j0, int j1, b
 }
 
 template <class Block, int R>
-void add_range(AttentionRows& s, const Block& block, int r0, int j0, int j1, bool is_first) {
+void add_range(AttentionRows& s, Block& block, int r0, int j0, int j1, bool is_first) {
   constexpr int W = vectors_beside(R);
   int64_t c = 0;
   for (; c + W * LANES <= s.padded_C; c += W * LANES) add_columns<Block, R, W>(s, block, r0, j0, j1, is_first, c);
@@ -157,13 +159,13 @@ void add_range(AttentionRows& s, const Block& block, int r0, int j0, int j1, boo
 
 // Positions that all rows see are added for all rows at once; those before and behind them row by row.
 template <class Block, int R>
-[[gnu::noinline]] void add_values(Rows<R>, AttentionRows& s, const Block& block, int r0) {
-  const int low = *std::max_element(s.j0 + r0, s.j0 + r0 + R), high = *std::min_element(s.j1 + r0, s.j1 + r0 + R);
+[[gnu::noinline]] void add_values(Rows<R>, AttentionRows& s, Block& block, int r0) {
+  const int low = s.j0[r0 + R - 1], high = s.j1[r0];
   if (R == 1 || low > high) {
     for (int r = r0; r < r0 + R; ++r) add_range<Block, 1>(s, block, r, s.j0[r], s.j1[r], true);
     return;
   }
-  const bool is_first = *std::min_element(s.j0 + r0, s.j0 + r0 + R) == low;
+  const bool is_first = s.j0[r0] == low;
   if (!is_first)
     for (int r = r0; r < r0 + R; ++r) add_range<Block, 1>(s, block, r, s.j0[r], low - 1, true);
   add_range<Block, R>(s, block, r0, low, high, is_first);

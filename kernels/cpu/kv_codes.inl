@@ -54,8 +54,9 @@ struct KeyTile {  // codes (C, 16), scales (groups, 16)
     if constexpr (!Codes::HAS_SCALES) return F32x16();
     return load(reinterpret_cast<const float*>(tile + C * KV_TILE * sizeof(Code)) + c / KV_GROUP * KV_TILE);
   }
+  static const Code* codes(const uint8_t* tile) { return reinterpret_cast<const Code*>(tile); }
   static F32x16 read(const uint8_t* tile, int64_t c, F32x16 scale) {
-    return Codes::read(reinterpret_cast<const Code*>(tile) + c * KV_TILE, scale);
+    return Codes::read(codes(tile) + c * KV_TILE, scale);
   }
   static void prefetch_codes(const uint8_t* tile, int64_t c) { prefetch(tile + c * KV_TILE * sizeof(Code)); }
   static void write(uint8_t* tile, int64_t C, int64_t position, const float* x) {
@@ -73,6 +74,7 @@ template <class Codes>
 struct ValueTile {  // codes (16, padded C), scales (16, groups)
   using Code = typename Codes::Code;
   static int64_t groups(int64_t padded_C) { return (padded_C + KV_GROUP - 1) / KV_GROUP; }
+  static const Code* codes(const uint8_t* tile) { return reinterpret_cast<const Code*>(tile); }
   static void write(uint8_t* tile, int64_t C, int64_t padded_C, int64_t position, const float* x) {
     Code* const codes = reinterpret_cast<Code*>(tile) + position * padded_C;
     float* const scales = reinterpret_cast<float*>(tile + padded_C * KV_TILE * sizeof(Code));
@@ -95,9 +97,12 @@ class ValueRows {
     }
   }
   F32x16 read(int vector) const {
+    if (vector * LANES * sizeof(Code) % 64 == 0) prefetch(next_codes_ + vector * LANES);
+    return peek(vector);
+  }
+  F32x16 peek(int vector) const {
     F32x16 scale = {};
     if constexpr (Codes::HAS_SCALES) scale = set1(scales_[vector * LANES / KV_GROUP]);
-    if (vector * LANES * sizeof(Code) % 64 == 0) prefetch(next_codes_ + vector * LANES);
     return Codes::read(codes_ + vector * LANES, scale);
   }
   void step() {

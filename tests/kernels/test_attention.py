@@ -221,6 +221,25 @@ def test_segments_have_the_bits_of_the_definition_however_many_threads_share_the
                 np.testing.assert_array_equal(got[-rows:], expected[seen])
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8"])
+@pytest.mark.parametrize("window", [None, 200])
+def test_small_chunks_of_any_size_have_the_bits_of_the_definition(window: int | None, dtype: KVDtype) -> None:
+    """With two and with three heads of a KV head these sizes make few rows and many, in all groups that run together.
+    They end inside a block; of those before it all rows see all."""
+    setting, length, sizes = Setting(48, 16, window, dtype), 330, (2, 3, 4, 5, 7, 8, 13, 18)
+    whole = batch_of([(0, length)], 16, 21)
+    inputs = inputs_for(whole, 48)
+    expected = last_rows_defined(setting, inputs, max(sizes))
+    for isa in supported_isas():
+        for num_threads in (1, 2):
+            native, _ = executors(setting, 21, isa, num_threads)
+            native.write(whole, inputs)
+            for size in sizes:
+                chunk = {name: x[length - size :] for name, x in inputs.items()}
+                got = native.run(part_of(whole, length - size, length), chunk)
+                np.testing.assert_array_equal(got.view(np.int32), expected[-size:].view(np.int32))
+
+
 def test_a_segment_that_begins_elsewhere_has_other_bits() -> None:
     """So the test above can fail: the same scores, merged at another place."""
     whole = batch_of([(0, 300)], 16, 19)
