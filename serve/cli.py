@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +80,13 @@ def generate(
     top_k: Annotated[int, typer.Option(metavar="K", help="0 is off.")] = 0,
     min_p: Annotated[float, typer.Option(metavar="P")] = 0.0,
     seed: Annotated[int | None, typer.Option(metavar="S")] = None,
+    presence_penalty: Annotated[float, typer.Option(metavar="P")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(metavar="P")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(metavar="P", help="1 is off.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End here; may be repeated.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="The answer is JSON of this schema.")] = None,
+    regex: Annotated[str | None, typer.Option(metavar="PATTERN", help="The whole answer matches it.")] = None,
+    grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="The answer follows this EBNF.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One object with token ids and a digest of logits.")] = False,
     local: LocalOption = False,
@@ -88,13 +96,20 @@ def generate(
     assignments: SetOption = None,
 ) -> None:
     """Answer one prompt without a server; the text is printed as it comes."""
-    from tinycluster.serve.generate import generate
+    from tinycluster.serve.generate import generate, rules_given
 
     sampling = SamplingParams(
         temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop or ()), (), ignore_eos, False, as_json
     )
+    sampling = replace(
+        sampling,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        repetition_penalty=repetition_penalty,
+    )
+    rules = rules_given(json_schema, regex, grammar)
     settings = load(config, mesh_overrides(local, tensor, pipeline, weights), assignments)
-    generate(settings, prompt, sampling, raw=raw, as_json=as_json)
+    generate(settings, prompt, sampling, rules, raw=raw, as_json=as_json)
 
 
 @app.command()

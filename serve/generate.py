@@ -5,18 +5,52 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TextIO
 
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.generation import Delta
-from tinycluster.engine.request import SamplingParams
+from tinycluster.engine.errors import ConfigError
+from tinycluster.engine.grammar import GrammarCompiler, GrammarSpec
+from tinycluster.engine.request import Grammar, RequestOptions, SamplingParams
 from tinycluster.engine.sampling_rules import check_sampling
 from tinycluster.serve.console import own_stdout
 from tinycluster.serve.llm import LLM, completion_of
 from tinycluster.serve.progress import Bars
 
 
-def generate(settings: Settings, prompt: str, sampling: SamplingParams, *, raw: bool, as_json: bool) -> None:
+def rules_given(json_schema: Path | None, regex: str | None, grammar: Path | None) -> GrammarSpec | None:
+    """What the command line's options ask of the answer. ConfigError for several of them or a file of no text."""
+    specs = []
+    if json_schema is not None:
+        specs.append(GrammarSpec("json_schema", _text_of(json_schema, "--json-schema")))
+    if regex is not None:
+        specs.append(GrammarSpec("regex", regex))
+    if grammar is not None:
+        specs.append(GrammarSpec("grammar", _text_of(grammar, "--grammar")))
+    if len(specs) > 1:
+        raise ConfigError("only one of --json-schema, --regex and --grammar may be given")
+    return specs[0] if specs else None
+
+
+def _text_of(file: Path, option: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{option} {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{option} {file} is not text in UTF-8") from None
+
+
+def generate(
+    settings: Settings,
+    prompt: str,
+    sampling: SamplingParams,
+    rules: GrammarSpec | None,
+    *,
+    raw: bool,
+    as_json: bool,
+) -> None:
     """Print the answer of the settings' first model as it comes, or one JSON object at the end."""
     # The command line has no stop_token_ids, the only field that needs the vocabulary: the rest is known at once.
     check_sampling(sampling, vocab_size=0)
@@ -25,10 +59,17 @@ def generate(settings: Settings, prompt: str, sampling: SamplingParams, *, raw: 
             llm = LLM(settings, progress=bars)
         with llm:
             prompt_token_ids = encode_prompt(llm, prompt, raw=raw)
+            options = RequestOptions(grammar=None if rules is None else compiled(llm, rules))
             if as_json:
-                print(json.dumps(report(llm, prompt_token_ids, sampling), ensure_ascii=False), file=out)
+                print(json.dumps(report(llm, prompt_token_ids, sampling, options), ensure_ascii=False), file=out)
             else:
-                print_as_it_comes(llm.submit(prompt_token_ids, sampling), out)
+                print_as_it_comes(llm.submit(prompt_token_ids, sampling, options), out)
+
+
+def compiled(llm: LLM, rules: GrammarSpec) -> Grammar:
+    """RequestError for rules that are wrong or too large."""
+    tokenizer = llm.engine.tokenizer
+    return GrammarCompiler(tokenizer, llm.engine.config.vocab_size, tokenizer.eos_token_ids).compile(rules)
 
 
 def encode_prompt(llm: LLM, prompt: str, *, raw: bool) -> list[int]:
@@ -44,10 +85,12 @@ def print_as_it_comes(deltas: Iterable[Delta], out: TextIO) -> None:
     print(file=out)
 
 
-def report(llm: LLM, prompt_token_ids: list[int], sampling: SamplingParams) -> dict[str, object]:
+def report(
+    llm: LLM, prompt_token_ids: list[int], sampling: SamplingParams, options: RequestOptions
+) -> dict[str, object]:
     """What --json prints; `seconds` leave out loading."""
     started_s = time.perf_counter()
-    completion = completion_of(prompt_token_ids, llm.submit(prompt_token_ids, sampling))
+    completion = completion_of(prompt_token_ids, llm.submit(prompt_token_ids, sampling, options))
     return {
         "text": completion.text,
         "prompt_token_ids": prompt_token_ids,

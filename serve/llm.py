@@ -15,7 +15,7 @@ from tinycluster.cluster.driver import Engine
 from tinycluster.cluster.generation import Delta, Generation
 from tinycluster.cluster.launch import NewProgress, NoProgress, start_engine
 from tinycluster.engine.errors import ConfigError, QueueFullError
-from tinycluster.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from tinycluster.engine.request import FinishReason, RequestOptions, SamplingParams, TokenLogprobs
 from tinycluster.engine.sampling_rules import check_sampling, check_token_ids
 from tinycluster.serve.options import find_config
 
@@ -79,11 +79,16 @@ class LLM:
         prompts = [self.engine.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
         return self._run(prompts, sampling_params or SamplingParams())
 
-    def submit(self, prompt_token_ids: Sequence[int], sampling_params: SamplingParams) -> Generation:
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        sampling_params: SamplingParams,
+        options: RequestOptions | None = None,
+    ) -> Generation:
         """One generation, to be iterated for its deltas. RequestError, QueueFullError, UnavailableError at once."""
         check_sampling(sampling_params, self.engine.config.vocab_size)
         check_token_ids(prompt_token_ids, self.engine.config.vocab_size, "prompt")
-        return self.engine.submit(prompt_token_ids, sampling_params)
+        return self.engine.submit(prompt_token_ids, sampling_params, options or RequestOptions())
 
     def close(self) -> None:
         self.engine.close()

@@ -13,6 +13,9 @@ import pytest
 import tinycluster as package
 from tests.serve.command_line import tinycluster
 from tests.serve.server_process import own_environment
+from tinycluster.engine.errors import ConfigError
+from tinycluster.engine.grammar import GrammarSpec
+from tinycluster.serve.generate import rules_given
 
 COMMAND = [sys.executable, "-m", "tinycluster.serve.cli"]
 SEA = ["--prompt", "Tell me about the sea.", "--max-tokens", "12", "--temperature", "0", "--local"]
@@ -48,6 +51,11 @@ def test_local_mode_never_imports_ray(smollm2_path: Path) -> None:
         (["serve", "smollm2", "--front", "haproxy"], "server.front must be direct or proxy, got haproxy"),
         (["serve", "smollm2", "--set", "server.replicas=2"], "server.front must be proxy for several replicas"),
         (["generate", "smollm2", "--local", "--prompt", "x", "--set", "source=/no/such.gguf"], "/no/such.gguf"),
+        (["generate", "smollm2", "--prompt", "x", "--grammar", "/no/such.ebnf"], "--grammar /no/such.ebnf: No such"),
+        (
+            ["generate", "smollm2", "--prompt", "x", "--regex", "a", "--json-schema", __file__],
+            "only one of --json-schema, --regex and --grammar may be given",
+        ),
         (["chat", "--url", "no url"], "--url"),
     ],
 )
@@ -60,7 +68,16 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], words: 
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--temperature", "-1"), ("--top-p", "0"), ("--max-tokens", "0"), ("--min-p", "2")]
+    ("option", "value"),
+    [
+        ("--temperature", "-1"),
+        ("--top-p", "0"),
+        ("--max-tokens", "0"),
+        ("--min-p", "2"),
+        ("--presence-penalty", "3"),
+        ("--frequency-penalty", "3"),
+        ("--repetition-penalty", "0"),
+    ],
 )
 def test_a_sampling_option_out_of_range_is_a_mistake(smollm2_path: Path, option: str, value: str) -> None:
     outcome = tinycluster("generate", "smollm2", "--local", "--prompt", "x", option, value)
@@ -98,6 +115,26 @@ def test_generate_prints_the_text_alone_and_raw_skips_the_template(smollm2_path:
     assert raw.stdout != chat.stdout
     stopped = tinycluster("generate", "smollm2", *SEA, "--stop", whole["text"][5:8]).stdout
     assert stopped == whole["text"][:5] + "\n"
+
+
+def test_generate_follows_rules_and_penalties(smollm2_path: Path) -> None:
+    options = ["--regex", "[a-e]{9}", "--repetition-penalty", "1000", "--json"]
+    made = json.loads(tinycluster("generate", "smollm2", *SEA, *options).stdout)
+    assert re.fullmatch("[a-e]{9}", made["text"])
+    tokens = made["token_ids"][:-1]
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_rules_are_read_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "rules"
+    file.write_text("ä", encoding="utf-8")
+    assert rules_given(file, None, None) == GrammarSpec("json_schema", "ä")
+    assert rules_given(None, None, file) == GrammarSpec("grammar", "ä")
+    assert rules_given(None, "a", None) == GrammarSpec("regex", "a")
+    assert rules_given(None, None, None) is None
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="is not text in UTF-8"):
+        rules_given(file, None, None)
 
 
 def test_config_prints_the_effective_settings() -> None:
