@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--scheduler-examples", type=int, default=500, help="Histories that the scheduler's state machine goes through."
     )
     parser.addoption(
-        "--attack-requests", type=int, default=2000, help="Requests, and schemas, of the attacks that need many."
+        "--attack-requests", type=int, default=1000, help="Requests, and schemas, of the attacks that need many."
     )
 
 
