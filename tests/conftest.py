@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import tests.blas  # noqa: F401 (first of all: it is read when numpy is imported)
 from tests.leaks import MARK, Places, new_files, remaining_processes
 from tinycluster.engine.progress import NoProgress
 from tinycluster.engine.source import default_cache_dir, resolve
