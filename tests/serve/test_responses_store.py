@@ -18,7 +18,7 @@ def stored(response_id: str, size: int = 0, stops: list[str] | None = None) -> S
         stops.append(response_id)
 
     response = {"id": response_id, "output": "x" * size}
-    return StoredResponse(response, context_of([]), None if stops is None else stop)
+    return StoredResponse(response, context_of([]), stop=None if stops is None else stop)
 
 
 def ids(store: ResponseStore, client: str, candidates: str) -> str:

@@ -39,6 +39,9 @@ _BUSY_COMMAND = """
 import signal, tempfile
 from tinycluster.serve import cli
 
+# A shell lets its background commands ignore Ctrl-C, and whoever runs the tests so hands that down to this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 @cli.app.command()
 def work() -> None:
     with tempfile.TemporaryDirectory() as folder:
