@@ -6,12 +6,15 @@ import gc
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.cores import RankThreads, node_cores
 from tinycluster.cluster.handshake import Credentials, connect
+from tinycluster.cluster.log_file import LogOptions
+from tinycluster.cluster.log_lines import logged_to
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.rank_model import LoadReport, RankModel, load_model, make_runner
 from tinycluster.cluster.rendezvous import Introduction, Listeners, Meeting, RankPlan, meet
@@ -35,8 +38,11 @@ class RankActor:
     which is most of what an idle rank would cost. Ray ends the process in whatever call it is.
     """
 
-    def __init__(self, blueprint: Blueprint, rank: int, driver_node_id: str) -> None:
+    def __init__(self, blueprint: Blueprint, rank: int, driver_node_id: str, logs: LogOptions | None = None) -> None:
         self._blueprint, self._rank = blueprint, rank
+        self._logs = ExitStack()
+        if logs is not None:
+            self._logs.enter_context(logged_to(logs.open_rank(rank), is_json=logs.is_json))
         self._node_id = ray.get_runtime_context().get_node_id()
         self._is_on_driver_node = self._node_id == driver_node_id
         self._host = ray.util.get_node_ip_address()
@@ -74,8 +80,11 @@ class RankActor:
             gc.freeze()
             return runner
 
-        Worker(self._rank, channel).run(lambda: meet(plan, meeting, self._listeners), load)
+        worker = Worker(self._rank, channel)
+        channel.report = worker.report
+        worker.run(lambda: meet(plan, meeting, self._listeners), load)
         channel.close()
+        self._logs.close()
 
     def _load(self) -> RankModel:
         return load_model(self._blueprint, self._rank, open_checkpoint(self._model_path()), self._report)

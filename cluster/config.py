@@ -9,13 +9,27 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tinycluster.cluster.config_errors import sentence_of, unknown_key
+from tinycluster.cluster.web_address import web_address
 from tinycluster.engine.errors import ConfigError
 
+WebAddress = Annotated[str, AfterValidator(web_address)]
+SQLITE = "sqlite:///"
+"""What a URL of a SQLite file begins with."""
 WeightsFormat = Literal["stored", "f32", "bf16", "f16", "q8", "q4"]
 _BYTES_PER_UNIT = {"": 1, "B": 1} | {
     f"{prefix}{suffix}": base**power
@@ -145,19 +159,90 @@ class ClusterSettings(_Section):
     """Where downloads are kept; the user's cache folder by default."""
 
 
+def _not_blank(value: object) -> object:
+    # An empty value, as of a variable that is not set, must not count as one that was left out.
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+def _from_here(path: Path) -> Path:
+    # Replicas and ranks are started elsewhere, in folders of their own.
+    return path.expanduser().absolute()
+
+
+def _file_from_here(url: str | None) -> str | None:
+    file = (url or "").removeprefix(SQLITE)
+    if url == f"{SQLITE}{file}" and file and not file.startswith(("/", "~", ":", "?")):
+        # What is given is quoted already.
+        return f"{sqlite_url(Path.cwd())}/{file}"
+    return url
+
+
+def sqlite_url(path: Path) -> str:
+    """Of an absolute path, in which a URL has other uses for % and ?."""
+    return SQLITE + quote(str(path), safe="/ ", errors="surrogateescape")
+
+
+LocalFile = Annotated[Path, BeforeValidator(_not_blank), AfterValidator(_from_here)]
+"""Of the machine and the folder where the command is given."""
+
+
+class TlsSettings(_Section):
+    certificate: LocalFile
+    """PEM file with the certificate, those that vouch for it after it."""
+    key: LocalFile
+
+
+class ContentFilterSettings(_Section):
+    """What may be asked and answered: refused is a text that one of `patterns` is found in, or that `url` refuses."""
+
+    patterns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Regular expressions, as the package `regex` takes them, searched without regard to case. A stream is held back
+    from where one may still match: `.*` holds the rest of a line, `(?s:.*)` all of the answer."""
+    url: WebAddress | None = None
+    """Asked by POST with {"stage": "input" | "output", "text", "model"}; answers {"allowed": bool}. Of an answer the
+    text is all that there is so far, and nothing of it is shown before it is allowed."""
+    on_failure: Literal["closed", "open"] = "closed"
+    """What happens while `url` gives no answer, or a pattern takes too long: 503, or everything is let through."""
+    timeout_s: float = Field(default=5.0, gt=0, alias="timeout")
+
+
 class ServerSettings(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     replicas: int = Field(default=1, ge=1, le=256)
-    front: Literal["direct", "proxy", "haproxy"] = "direct"
+    front: Literal["direct", "proxy"] = "direct"
     allowed_hosts: tuple[Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9._-]+)$")], ...] = ()
     """Public names of this server, without port: browsers that reach it by another are refused. "*" allows all."""
+    auth: Literal["none", "keys"] = "none"
+    """keys: everything but the health routes and the page needs a key of `tinycluster keys create`."""
+    insecure: bool = False
+    """Listen beyond this machine without keys."""
+    tls: TlsSettings | None = None
+    content_filter: ContentFilterSettings = ContentFilterSettings()
+
+
+class StorageSettings(_Section):
+    url: Annotated[str | None, BeforeValidator(_not_blank), AfterValidator(_file_from_here)] = None
+    """sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; "memory" keeps nothing beyond the process. By default
+    SQLite in the user's data folder."""
+
+
+class TelemetrySettings(_Section):
+    log_format: Literal["console", "json"] = "console"
+    log_dir: Annotated[Path, AfterValidator(_from_here)] | None = None
+    """Where the server and every rank write their logs; by default in the user's state folder."""
+    otlp_endpoint: WebAddress | None = None
+    """Traces of requests go there by OTLP over HTTP; needs the extra `otel`."""
 
 
 class Settings(_Section):
     models: tuple[ModelSettings, ...]
     cluster: ClusterSettings = ClusterSettings()
     server: ServerSettings = ServerSettings()
+    storage: StorageSettings = StorageSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @field_validator("models")
     @classmethod

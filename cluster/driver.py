@@ -15,16 +15,18 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tinycluster.cluster.generation import Delta as Delta
 from tinycluster.cluster.generation import Generation as Generation
-from tinycluster.cluster.generation import HandOver, TextAssembler
+from tinycluster.cluster.generation import HandOver, TextAssembler, hand_over_now
 from tinycluster.cluster.health import HEARTBEAT_PERIOD_S, SilentRank, Watch
 from tinycluster.cluster.live import Deadlines, LiveRequest
 from tinycluster.cluster.messages import EncodedTimeline, RankFailure
 from tinycluster.cluster.model_card import ModelCard
 from tinycluster.cluster.probe import Probe
+from tinycluster.cluster.rank_report import RankReport
+from tinycluster.cluster.rank_times import RankTimes
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost, Ranks, cause_of
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.cluster.timeline import Timeline
@@ -32,14 +34,7 @@ from tinycluster.cluster.tracing import Tracing
 from tinycluster.engine.detokenizer import Detokenizer
 from tinycluster.engine.errors import DeadlineError, QueueFullError, TinyclusterError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
-from tinycluster.engine.request import (
-    FinishReason,
-    RequestOptions,
-    RequestOutput,
-    SamplingParams,
-    StepPlan,
-    StepResult,
-)
+from tinycluster.engine.request import FinishReason, RequestOptions, RequestOutput, SamplingParams, StepPlan, StepResult
 from tinycluster.engine.sampling_rules import check_token_ids
 from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.tokenizer import Tokenizer
@@ -70,6 +65,7 @@ class Engine:
         # One step is with the ranks while the next waits in their channel; a pipeline needs one per stage.
         self._depth = max(2, model.mesh.pipeline)
         self.statistics = EngineStatistics(max_model_len=model.max_model_len)
+        self.rank_times = RankTimes(ranks.size, time.monotonic())
         self._watch = Watch(ranks.size, step_timeout_s, ranks.heartbeats, time.monotonic())
         self._lock = threading.Lock()  # guards the scheduler, the table of requests and the failure
         self._requests: dict[int, LiveRequest] = {}
@@ -113,6 +109,10 @@ class Engine:
         return self._scheduler.num_running - (self._probe.is_running and self._scheduler.num_running > 0)
 
     @property
+    def has_failed(self) -> bool:
+        return self._failure is not None
+
+    @property
     def num_waiting(self) -> int:
         return self._scheduler.num_waiting
 
@@ -135,6 +135,11 @@ class Engine:
     ) -> Generation:
         """Queue a request. RequestError, ContextLengthError, QueueFullError or UnavailableError at once."""
         return self.submit_choices(prompt_token_ids, [sampling], options)[0]
+
+    def weigh_clients(self, weights: Mapping[str, float]) -> None:
+        """What clients get of the model while there is not enough for all, by RequestOptions.client; 1 if not named."""
+        with self._lock:
+            self._scheduler.weigh_clients(weights)
 
     def check_room(self) -> None:
         """QueueFullError where not even the smallest request would be taken: ask before working on one."""
@@ -241,7 +246,7 @@ class Engine:
                 self._scheduler.abort(request_id)
                 self.statistics.ended_early("abort")
         if live is not None:
-            self._hand_over_now(live.generation, last)
+            hand_over_now(live.generation, last)
             self._inbox.put(None)
 
     def _run(self) -> None:
@@ -278,6 +283,8 @@ class Engine:
             self._watch.heard(event.rank, time.monotonic())
             if isinstance(event.message, StepResult):
                 outputs += self._take_result(event.message, time.monotonic())
+            elif isinstance(event.message, RankReport):
+                self.rank_times.take(event.rank, event.message, time.monotonic())
             elif isinstance(event.message, EncodedTimeline):
                 self._tracing.take(event.rank, event.message, time.monotonic_ns())
             elif isinstance(event.message, RankFailure | RankLost):
@@ -312,7 +319,7 @@ class Engine:
         self.statistics.drafts = self._scheduler.drafts
         for row in plan.rows:
             if row.position < row.num_prompt_tokens and (live := self._requests.get(row.request_id)) is not None:
-                live.record.scheduled(now_s)
+                live.scheduled(now_s)
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
         now_s = time.monotonic()
@@ -374,18 +381,13 @@ class Engine:
             requests, self._requests = list(self._requests.values()), {}
         for live in requests:
             self.statistics.ended_early("error")
-            self._hand_over_now(live.generation, failure)
+            hand_over_now(live.generation, failure)
         self._inbox.put(None)
         if is_fault:
             log.error("%s", failure)
             self._ranks.close()
             if self._on_failure is not None:
                 self._on_failure(failure)
-
-    def _hand_over_now(self, generation: Generation, item: Delta | TinyclusterError) -> None:
-        hand_over = HandOver()
-        hand_over.put(generation, item)
-        hand_over.flush()
 
 
 def _seed_of(sampling: SamplingParams) -> int:

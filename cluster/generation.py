@@ -78,6 +78,8 @@ class Generation:
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self._abort = abort
+        self.scheduled_s: float | None = None
+        """When the driver first planned it for a step, on time.monotonic."""
         self._arrived: queue.SimpleQueue[Delta | TinyclusterError] = queue.SimpleQueue()
         self._reader: tuple[asyncio.AbstractEventLoop, _Bell] | None = None
 
@@ -170,3 +172,10 @@ class HandOver:
 def _ring_all(bells: list[_Bell]) -> None:
     for bell in bells:
         bell.ring()
+
+
+def hand_over_now(generation: Generation, item: Delta | TinyclusterError) -> None:
+    """One item, at once."""
+    hand_over = HandOver()
+    hand_over.put(generation, item)
+    hand_over.flush()

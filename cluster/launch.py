@@ -14,7 +14,9 @@ from tinycluster.cluster.driver import Engine, OnFailure
 from tinycluster.cluster.loading import NewProgress as NewProgress
 from tinycluster.cluster.loading import await_ready
 from tinycluster.cluster.local import LocalRanks
+from tinycluster.cluster.log_file import LogOptions
 from tinycluster.cluster.model_card import ModelCard
+from tinycluster.cluster.rank_card import rank_cards
 from tinycluster.cluster.ranks import Inbox, Ranks
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
@@ -34,11 +36,12 @@ def start_engine(
     progress: NewProgress = NoProgress,
     on_failure: OnFailure | None = None,
     placed: PlacedRanks | None = None,
+    logs: LogOptions | None = None,
 ) -> Engine:
     """One model, ready to answer. ConfigError, CheckpointError, PlacementError or UnavailableError; nothing is left.
 
     `on_failure` is called once, from the driver's thread, when a rank is lost later. `placed` are ranks that Ray was
-    asked for before; without them they are started here.
+    asked for before; without them they are started here. With `logs` each writes a file.
     """
     started_s = time.monotonic()
     cache_dir, timeout_s = settings.cluster.cache_dir, settings.cluster.step_timeout_s
@@ -51,7 +54,7 @@ def start_engine(
     else:
         blueprint = placed.blueprint
     inbox: Inbox = queue.SimpleQueue()
-    ranks = _start_ranks(blueprint, checkpoint, model, settings, inbox, placed)
+    ranks = _start_ranks(blueprint, checkpoint, model, settings, inbox, placed, logs)
     try:
         # A large vocabulary takes as long as the weights, which the ranks load meanwhile.
         tokenizer = checkpoint.tokenizer()
@@ -69,7 +72,8 @@ def start_engine(
         model_digest=blueprint.digest if model.kv_cache.prefix_cache else None,
         speculates=model.speculation == "ngram",
     )
-    served = ModelCard(model.name, checkpoint.config, tokenizer, blueprint.mesh, blueprint.max_model_len)
+    cards = rank_cards(blueprint, checkpoint, [ranks.place(rank) for rank in range(ranks.size)])
+    served = ModelCard(model.name, checkpoint.config, tokenizer, blueprint.mesh, blueprint.max_model_len, cards)
     engine = Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
     engine.statistics.startup_time_s = time.monotonic() - started_s
     return engine
@@ -89,15 +93,16 @@ def _start_ranks(
     settings: Settings,
     inbox: Inbox,
     placed: PlacedRanks | None,
+    logs: LogOptions | None,
 ) -> Ranks:
     deal_threads = _deal_threads(model, settings)
     if settings.cluster.address == "local":
-        return LocalRanks(blueprint, checkpoint, deal_threads, inbox.put)
+        return LocalRanks(blueprint, checkpoint, deal_threads, inbox.put, logs)
     # Local mode must not import Ray.
     from tinycluster.cluster.ray import place_ranks, start_ray_ranks
     from tinycluster.cluster.ray_cluster import join_or_start
 
     if placed is None:
         join_or_start(settings)
-        placed = place_ranks(blueprint, model, settings)
+        placed = place_ranks(blueprint, model, settings, logs)
     return start_ray_ranks(placed, deal_threads, inbox.put)

@@ -14,6 +14,12 @@ class LiveRequest(NamedTuple):
     assembler: TextAssembler
     record: RequestRecord
 
+    def scheduled(self, now_s: float) -> None:
+        """Planned for a step; only the first call counts."""
+        self.record.scheduled(now_s)
+        if self.generation.scheduled_s is None:
+            self.generation.scheduled_s = now_s
+
 
 class Deadlines:
     """Which requests must have ended by when, on the caller's clock. Ids of requests that ended before stay in it."""

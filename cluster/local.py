@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
+from contextlib import ExitStack, closing
 from functools import partial
 
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.channel import LocalChannel
 from tinycluster.cluster.cores import DealThreads, RankThreads, node_cores
+from tinycluster.cluster.health import HEARTBEAT_PERIOD_S
+from tinycluster.cluster.log_file import LogOptions
+from tinycluster.cluster.log_lines import rank_logger
 from tinycluster.cluster.messages import Message, Stop
+from tinycluster.cluster.nodes import THIS
+from tinycluster.cluster.rank_card import Place
 from tinycluster.cluster.rank_model import LoadReport, load_model, make_runner
 from tinycluster.cluster.ranks import Deliver, RankEvent
 from tinycluster.cluster.worker import Neighbours, Worker
@@ -26,22 +34,32 @@ class LocalRanks:
     heartbeats = False
 
     def __init__(
-        self, blueprint: Blueprint, checkpoint: Checkpoint, deal_threads: DealThreads, deliver: Deliver
+        self,
+        blueprint: Blueprint,
+        checkpoint: Checkpoint,
+        deal_threads: DealThreads,
+        deliver: Deliver,
+        logs: LogOptions | None = None,
     ) -> None:
         mesh = blueprint.mesh
         self.size = mesh.size
         neighbours = connect_threads(blueprint)
-        threads_of = deal_threads([node_cores()] * mesh.size)
+        threads_of = self._threads_of = deal_threads([node_cores()] * mesh.size)
         self._abort = neighbours[0].abort
         self._channels = [LocalChannel(partial(_deliver, deliver, rank)) for rank in range(mesh.size)]
         self._threads = []
+        self._workers: list[Worker] = []
+        self._is_closed, self._logs = threading.Event(), ExitStack()
         for rank, (channel, around) in enumerate(zip(self._channels, neighbours, strict=True)):
             load = partial(_load, blueprint, rank, checkpoint, channel, threads_of[rank])
             arguments = (lambda around=around: around, load)
-            thread = threading.Thread(
-                target=Worker(rank, channel).run, args=arguments, name=f"rank-{rank}", daemon=True
-            )
+            file = None if logs is None else self._logs.enter_context(closing(logs.open_rank(rank)))
+            log = rank_logger(rank, file, is_json=logs is not None and logs.is_json)
+            worker = Worker(rank, channel, log)
+            self._workers.append(worker)
+            thread = threading.Thread(target=worker.run, args=arguments, name=f"rank-{rank}", daemon=True)
             self._threads.append(thread)
+        self._threads.append(threading.Thread(target=self._report, args=(deliver,), name="reports", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -52,11 +70,23 @@ class LocalRanks:
     def name(self, rank: int) -> str:
         return f"rank {rank} (a thread of this process)"
 
+    def place(self, rank: int) -> Place:
+        return Place(THIS, platform.node(), os.getpid(), self._threads_of[rank].num_threads)
+
     def close(self) -> None:
+        self._is_closed.set()
         self.send(Stop())
         self._abort()
         for thread in self._threads:
             thread.join(_STOP_TIMEOUT_S)
+        self._logs.close()
+
+    def _report(self, deliver: Deliver) -> None:
+        """What the heartbeats of other processes carry."""
+        while not self._is_closed.wait(HEARTBEAT_PERIOD_S):
+            for rank, worker in enumerate(self._workers):
+                if (report := worker.report()) is not None:
+                    deliver(RankEvent(rank, report))
 
 
 def _load(

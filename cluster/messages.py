@@ -1,7 +1,7 @@
 """What driver and ranks say to each other, and its form in bytes.
 
 driver -> rank   Challenge, Welcome, EncodedPlan (a StepPlan as it is where both are threads), SetTracing, Stop
-rank -> driver   Hello, LoadProgress, Ready, StepResult, EncodedTimeline, Heartbeat, RankFailure
+rank -> driver   Hello, LoadProgress, Ready, StepResult, EncodedTimeline, Heartbeat, RankReport, RankFailure
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tinycluster.cluster.rank_report import RankReport, decode_report, encode_report
 from tinycluster.cluster.reader import ProtocolError as ProtocolError
 from tinycluster.cluster.reader import Reader, as_block
 from tinycluster.cluster.result_codec import decode_result, encode_result
@@ -53,7 +54,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Sent every second by the control thread of a rank, whatever its step does."""
+    """Sent every second by the control thread of a rank, whatever its step does, until it has times to report."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ Message = (
     | LoadProgress
     | Ready
     | Heartbeat
+    | RankReport
     | RankFailure
     | SetTracing
     | EncodedTimeline
@@ -160,6 +162,7 @@ _CODECS: dict[type[Any], _Codec] = {
     StepResult: _Codec(10, encode_result, decode_result),
     SetTracing: _Codec(11, lambda m: _TRACING.pack(m.is_on), lambda r: SetTracing(*r.fields(_TRACING))),
     EncodedTimeline: _Codec(12, lambda m: m.payload, lambda r: EncodedTimeline(r.rest())),
+    RankReport: _Codec(13, encode_report, decode_report),
 }
 _CODEC_OF_KIND = {codec.kind: codec for codec in _CODECS.values()}
 

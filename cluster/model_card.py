@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinycluster.cluster.rank_card import RankCard
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.parallel.mesh import Mesh
@@ -18,3 +19,4 @@ class ModelCard:
     tokenizer: Tokenizer
     mesh: Mesh
     max_model_len: int
+    ranks: tuple[RankCard, ...] = ()

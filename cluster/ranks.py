@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinycluster.cluster.messages import Message, RankFailure
+from tinycluster.cluster.rank_card import Place
 
 _CAUSE_WAIT_S = 0.3
 
@@ -52,6 +53,8 @@ class Ranks(Protocol):
     def name(self, rank: int) -> str:
         """For people: "rank 1 on node 10.0.0.2"."""
         ...
+
+    def place(self, rank: int) -> Place: ...
 
     def close(self) -> None:
         """End every rank, whatever it does, within a few seconds. May be called twice."""

@@ -14,12 +14,15 @@ from tinycluster.cluster.channel import ChannelClosedError, TcpChannel
 from tinycluster.cluster.config import ModelSettings, Settings
 from tinycluster.cluster.cores import DealThreads
 from tinycluster.cluster.handshake import Credentials, Listener
+from tinycluster.cluster.log_file import LogOptions
 from tinycluster.cluster.messages import EncodedPlan, Message, Stop, encode
 from tinycluster.cluster.plan_codec import PlanEncoder
 from tinycluster.cluster.process_handles import ProcessHandles
 from tinycluster.cluster.quiet_ray import ray
+from tinycluster.cluster.rank_card import Place
 from tinycluster.cluster.ranks import Deliver, RankEvent, RankLost
 from tinycluster.cluster.ray_cluster import Reservation, reserve
+from tinycluster.cluster.ray_nodes import ray_nodes
 from tinycluster.cluster.rendezvous import Introduction, Meeting, arrange
 from tinycluster.engine.errors import PlacementError, UnavailableError
 from tinycluster.engine.request import StepPlan
@@ -54,13 +57,18 @@ class PlacedRanks:
         self.reservation.release()
 
 
-def place_ranks(blueprint: Blueprint, model: ModelSettings, settings: Settings) -> PlacedRanks:
-    """One actor per rank, for a driver on this node. PlacementError where the cluster lacks the room."""
+def place_ranks(
+    blueprint: Blueprint, model: ModelSettings, settings: Settings, logs: LogOptions | None = None
+) -> PlacedRanks:
+    """One actor per rank, for a driver on this node. PlacementError where the cluster lacks the room.
+
+    With `logs` each rank writes a file on its own node.
+    """
     reservation = reserve(model, settings)
     node_id = ray.get_runtime_context().get_node_id()
     actor = ray.remote(num_cpus=1, max_restarts=0)(RankActor)
     actors = [
-        actor.options(scheduling_strategy=reservation.strategy(rank)).remote(blueprint, rank, node_id)
+        actor.options(scheduling_strategy=reservation.strategy(rank)).remote(blueprint, rank, node_id, logs)
         for rank in range(blueprint.mesh.size)
     ]
     return PlacedRanks(blueprint, reservation, node_id, tuple(actors))
@@ -97,6 +105,7 @@ class RayRanks:
         self._processes = ProcessHandles(())
         self._plans = PlanEncoder()
         self._runs: list[Any] = []
+        self._places: list[Place] = []
 
     def start(self, deal_threads: DealThreads) -> None:
         """Hear the actors' introductions, arrange the groups, and wait until `run` has connected."""
@@ -124,6 +133,9 @@ class RayRanks:
             return f"rank {rank}"
         introduction = self._introductions[rank]
         return f"rank {rank} on node {introduction.host} (process {introduction.pid})"
+
+    def place(self, rank: int) -> Place:
+        return self._places[rank]
 
     def close(self) -> None:
         """Ask, then end. Every wait is bounded, and what is gone already is no error."""
@@ -164,6 +176,11 @@ class RayRanks:
     def _run(self, deal_threads: DealThreads, listener: Listener, credentials: Credentials) -> None:
         plans = arrange(self._introductions, self._blueprint.mesh, self._meeting.name)
         threads_of = deal_threads([introduction.cores for introduction in self._introductions])
+        names = {node.node_id: node.name for node in ray_nodes()}
+        self._places = [
+            Place(rank.node_id, names.get(rank.node_id, rank.host), rank.pid, threads.num_threads)
+            for rank, threads in zip(self._introductions, threads_of, strict=True)
+        ]
         for actor, plan, threads in zip(self._placed.actors, plans, threads_of, strict=True):
             self._runs.append(actor.run.remote(plan, self._meeting, listener.address, credentials, threads))
         threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tinycluster.cluster.recent import LastValues, Rate
 from tinycluster.engine.request import FinishReason
 from tinycluster.engine.speculation import DraftCounts
 
@@ -28,6 +29,7 @@ REQUEST_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
     *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+RECOVERY_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 STEP_TOKENS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 
 
@@ -77,6 +79,7 @@ class EngineStatistics:
 
     def __init__(self, *, max_model_len: int) -> None:
         self.startup_time_s: float | None = None
+        self.num_requests = 0
         self.num_rejections = 0
         self.num_prompt_tokens = 0
         self.num_generation_tokens = 0
@@ -98,9 +101,15 @@ class EngineStatistics:
         self.decode_time_s = Histogram(REQUEST_S)
         self.request_prompt_tokens = Histogram(one_two_five(max_model_len))
         self.request_generation_tokens = Histogram(one_two_five(max_model_len))
+        self.recovery_s = Histogram(RECOVERY_S)
+        self.last_recovery_s: float | None = None
+        self.requests_rate, self.prompt_tokens_rate, self.generation_tokens_rate = Rate(), Rate(), Rate()
+        self.last_first_token_s, self.last_inter_token_s = LastValues(128), LastValues(1024)
 
     def submitted(self, num_prompt_tokens: int, now_s: float) -> RequestRecord:
         """A request was taken. What happens to it is told to its record."""
+        self.num_requests += 1
+        self.requests_rate.add(1, now_s)
         return RequestRecord(self, num_prompt_tokens, now_s)
 
     def rejected(self) -> None:
@@ -114,6 +123,13 @@ class EngineStatistics:
     def step(self, num_tokens: int) -> None:
         """A step computed so many tokens, prompts and answers together."""
         self.step_tokens.observe(num_tokens)
+
+    def prompt_computed(self, num_tokens: int, first_token_s: float, now_s: float) -> None:
+        """A request got its first token, so long after its arrival."""
+        self.num_prompt_tokens += num_tokens
+        self.prompt_tokens_rate.add(num_tokens, now_s)
+        self.time_to_first_token_s.observe(first_token_s)
+        self.last_first_token_s.add(first_token_s)
 
     def looked_up(self, num_tokens: int, num_hits: int) -> None:
         """The prefix cache was asked for so many tokens of a prompt and had the first `num_hits`."""
@@ -145,13 +161,14 @@ class RequestRecord:
         """A step gave the request `num_tokens` (at least one) tokens."""
         statistics = self._statistics
         statistics.num_generation_tokens += num_tokens
+        statistics.generation_tokens_rate.add(num_tokens, now_s)
         self._num_tokens += num_tokens
         if self._first_s is None:
             self._first_s = now_s
-            statistics.num_prompt_tokens += self._num_prompt
-            statistics.time_to_first_token_s.observe(now_s - self._arrival_s)
+            statistics.prompt_computed(self._num_prompt, now_s - self._arrival_s, now_s)
         else:
             statistics.inter_token_latency_s.observe(now_s - self._last_s)
+            statistics.last_inter_token_s.add(now_s - self._last_s)
         self._last_s = now_s
 
     def finished(self, reason: FinishReason, now_s: float) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tinycluster.cluster.messages import EncodedTimeline, ProtocolError
+from tinycluster.cluster.rank_clock import RankClock
 from tinycluster.engine.request import StepPlan
 from tinycluster.kernels.executor import SPAN_KINDS, Span
 
@@ -75,10 +76,10 @@ class Traceable(Protocol):
 
 
 class StepRecorder:
-    """A rank's steps while tracing is on."""
+    """A rank's steps while tracing is on; its clock is told of all of them."""
 
-    def __init__(self, runner: Traceable) -> None:
-        self._runner, self._is_on = runner, False
+    def __init__(self, runner: Traceable, clock: RankClock) -> None:
+        self._runner, self._clock, self._is_on = runner, clock, False
         self._steps: list[TracedStep] = []
         self._idle_since_ns = 0
 
@@ -95,9 +96,12 @@ class StepRecorder:
     def step(self, plan: StepPlan) -> Iterator[None]:
         """Around everything that a rank does for a plan."""
         start_ns = time.monotonic_ns()
+        self._clock.begin(start_ns)
         yield
+        spans = tuple(self._runner.take_timeline()) if self._is_on else ()
+        end_ns = time.monotonic_ns()
+        self._clock.end(end_ns)
         if self._is_on:
-            spans, end_ns = tuple(self._runner.take_timeline()), time.monotonic_ns()
             counts = (len(plan.rows), sum(len(row.tokens) for row in plan.rows))
             self._steps.append(TracedStep(plan.step_id, *counts, self._idle_since_ns, start_ns, end_ns, spans))
             self._idle_since_ns = end_ns

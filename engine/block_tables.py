@@ -78,13 +78,14 @@ class BlockTables:
         if self._has_prefix_cache:
             num_unreached = min(num_unreached, request.num_remembered)
         if num_unreached > request.num_dropped:
-            self._pool.free(request.blocks[request.num_dropped : num_unreached])
+            unreached = request.blocks[request.num_dropped : num_unreached]
+            self._pool.free(unreached, of_conversation=request.is_conversation)
             request.blocks = (UNREACHED,) * num_unreached + request.blocks[num_unreached:]
             request.num_dropped = num_unreached
 
     def release(self, request: ScheduledRequest) -> None:
         """A step in flight may still write to these blocks; it does so before the step of any new owner."""
-        self._pool.free(request.owned_blocks)
+        self._pool.free(request.owned_blocks, of_conversation=request.is_conversation)
         request.blocks = ()
         request.num_computed = request.num_remembered = request.num_dropped = request.num_drafts = 0
         request.is_prompt_settled = False

@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "content_filter"]
+"""The last one is said by serve/screened.py only."""
 NO_TOKEN = -2
 """Sampled where the rules of a request leave no token: the request ends there with "stop"."""
 
@@ -77,7 +78,8 @@ class RequestOptions:
 
     A lower priority goes first. `client` shares the engine fairly with other clients; `cache_salt` divides the prefix
     cache: requests with different salts never share blocks. `timeout_s` counts from the submission.
-    `report_progress` asks for an output after every step of the prompt.
+    `report_progress` asks for an output after every step of the prompt. `session_id` names the conversation that the
+    request is a turn of: what is computed for it is kept by preference, for the next turn.
     """
 
     priority: int = 0
@@ -86,6 +88,7 @@ class RequestOptions:
     timeout_s: float | None = None
     grammar: Grammar | None = None
     report_progress: bool = False
+    session_id: str = ""
 
 
 class Row(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from tinycluster.engine.request import StepPlan, StepResult, TokenLogprobs
 from tinycluster.engine.sampler import Sampler
 from tinycluster.engine.spans import SpanRecorder
 from tinycluster.engine.step_result import full_result, plain_result
-from tinycluster.kernels.executor import Span
+from tinycluster.kernels.executor import AmongRanks, Span
 from tinycluster.kernels.program import F32, I64, Batch, sampled_rows
 from tinycluster.parallel.communicator import Communicator
 
@@ -27,6 +28,8 @@ class Executor(Protocol):
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """One after the other, the second block of each pair becomes a copy of the first in every layer."""
         ...
+
+    def times(self) -> AmongRanks: ...
 
     def set_tracing(self, on: bool) -> None: ...
 
@@ -72,6 +75,11 @@ class Runner:
         if outputs.wants_logprobs or batch.wants_all_logits:
             return full_result(plan.step_id, outputs, tokens, logits_OV, logprobs)
         return plain_result(plan.step_id, outputs, tokens)
+
+    def times(self) -> AmongRanks:
+        """Of all steps so far, the ranks' meeting over the sampled tokens included; any thread may ask."""
+        times = self._executor.times()
+        return replace(times, wait_ns=times.wait_ns + self._spans.wait_ns)
 
     def set_tracing(self, on: bool) -> None:
         self._spans.is_on = on

@@ -36,6 +36,7 @@ class ScheduledRequest:
     """Whose prompt is the same and is computed first; held until then."""
     children: list[ScheduledRequest] = field(default_factory=list)
     reports_progress: bool = False
+    is_conversation: bool = False
     is_lifted: bool = False
     """Passed over so often that it goes before all priorities."""
     num_admitted_before: int = 0

@@ -87,6 +87,9 @@ class Scheduler:
         self._num_shared = 0
         """Steps since the last one that was for decoding requests alone."""
 
+    def weigh_clients(self, weights: Mapping[str, float]) -> None:
+        self._waiting.weights = weights
+
     @property
     def pool(self) -> BlockPool:
         """The blocks that requests share; only to be read."""
@@ -151,6 +154,7 @@ class Scheduler:
             constraint,
             Speculation(self._drafted) if self._may_speculate(sampling, constraint) else None,
             reports_progress=options.report_progress,
+            is_conversation=bool(options.session_id),
         )
         self._num_arrivals += 1
         self._requests[request_id] = request

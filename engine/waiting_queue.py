@@ -17,10 +17,10 @@ from tinycluster.engine.scheduled_request import ScheduledRequest
 
 
 class WaitingQueue:
-    """`weights` are the clients' shares, 1 where none is given."""
+    """`weights` are the clients' shares, 1 where none is given; others may take their place at any time."""
 
     def __init__(self, patience: int, weights: Mapping[str, float]) -> None:
-        self._patience, self._weights = patience, weights
+        self._patience, self.weights = patience, weights
         self._lines: dict[str, list[ScheduledRequest]] = {}
         self._served: dict[str, float] = {}
         """By client: its virtual token counter."""
@@ -58,7 +58,7 @@ class WaitingQueue:
                 self._served.clear()
 
     def serve(self, client: str, num_tokens: int) -> None:
-        self._served[client] += num_tokens / self._weights.get(client, 1.0)
+        self._served[client] += num_tokens / self.weights.get(client, 1.0)
 
     def put(self, request: ScheduledRequest) -> None:
         insort(self._lines.setdefault(request.client, []), request, key=_place)

@@ -28,6 +28,9 @@ class _Calls:
     def native_table(self) -> object:
         """A capsule with the CollectiveTable of collective_table.h; it keeps the group alive."""
 
+    def traffic(self) -> list[tuple[int, int]]:
+        """Bytes sent to every rank and received from it so far; any thread may ask, at any time."""
+
     def all_reduce(self, x: NDArray[np.int64] | NDArray[np.float32]) -> None: ...
     def reduce_scatter(self, x: NDArray[np.int64], counts: Sequence[int]) -> None: ...
     def all_gather(self, x: NDArray[Any], bytes: Sequence[int], out: NDArray[Any]) -> None: ...

@@ -51,6 +51,16 @@ class Span:
     end_ns: int
 
 
+@dataclass(frozen=True)
+class AmongRanks:
+    """What thread 0 of a rank spent among other ranks so far; `bubble_ns` is the part of `wait_ns` in which it waited
+    for the activations of the stage before."""
+
+    communicate_ns: int
+    wait_ns: int
+    bubble_ns: int
+
+
 class NativeExecutor:
     """Runs a Program as one native call per step, on `num_threads` threads, without the GIL.
 
@@ -103,6 +113,10 @@ class NativeExecutor:
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """One after the other, the second block of each pair becomes a copy of the first in every layer."""
         self._cache.copy_blocks(copies)
+
+    def times(self) -> AmongRanks:
+        """Of all steps so far; any thread may ask while another one runs a step."""
+        return AmongRanks(*self._plan.native.times())
 
     def set_tracing(self, on: bool) -> None:
         self._plan.native.set_tracing(on)

@@ -63,6 +63,13 @@ class Communicator(Protocol):
 
     def barrier(self) -> None: ...
 
+    def traffic(self) -> Sequence[tuple[int, int]]:
+        """By rank, the payload sent to it and received from it so far, in bytes; callable from any thread.
+
+        In shared memory a rank sends what the other one reads. A call that failed does not count.
+        """
+        ...
+
     def abort(self) -> None:
         """Wake every waiting rank of this process's group with CollectiveError; callable from any thread."""
         ...

@@ -71,6 +71,9 @@ class NativeCommunicator:
     def barrier(self) -> None:
         run(self.group.barrier)
 
+    def traffic(self) -> Sequence[tuple[int, int]]:
+        return self.group.traffic()
+
     def abort(self) -> None:
         run(self.group.abort, f"rank {self.rank} aborted the group")
 

@@ -25,6 +25,10 @@ class Link(Protocol):
         """Fill x."""
         ...
 
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received so far."""
+        ...
+
     def native_table(self) -> tuple[object, int]:
         """The table of the communicator (see Communicator.native_table) and the peer's rank in it."""
         ...
@@ -44,6 +48,9 @@ class PeerLink:
 
     def recv(self, x: NDArray[Any]) -> None:
         self._communicator.recv(x, self._peer)
+
+    def traffic(self) -> tuple[int, int]:
+        return self._communicator.traffic()[self._peer]
 
     def native_table(self) -> tuple[object, int]:
         return self._communicator.native_table(), self._peer

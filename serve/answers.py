@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from json.encoder import encode_basestring_ascii as quoted
@@ -31,6 +32,8 @@ class Answer:
 
     def add(self, delta: Delta) -> None:
         self.pieces.append(delta.text)
+        if delta.finish_reason == "content_filter":
+            self.pieces.clear()
         if delta.finish_reason:
             self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
@@ -112,7 +115,9 @@ class DetailedAnswer(Answer):
 
     @property
     def mean_logprob(self) -> float:
-        return self._sum_logprobs / max(len(self._token_ids), 1)
+        # What the filter has refused is the last to be chosen.
+        is_refused = self.finish_reason == "content_filter"
+        return -math.inf if is_refused else self._sum_logprobs / max(len(self._token_ids), 1)
 
     def logprobs(self) -> Sequence[str]:
         if self._form.logprobs is None:

@@ -1,10 +1,12 @@
-"""A request's body: plain JSON of bounded size, one object, no duplicate keys, no NaN."""
+"""A request's body: plain JSON of bounded size and depth, one object, no duplicate keys, no NaN, no infinity."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
@@ -13,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from tinycluster.engine.errors import RequestError
 from tinycluster.serve.disconnect import ClientGoneError
 from tinycluster.serve.errors import ErrorReply, HttpError
+from tinycluster.serve.exchange import exchange_of
 
 MAX_BODY_BYTES = 4 * 2**20
 BODY_TIMEOUT_S = 30.0
@@ -22,6 +25,8 @@ PARSE_IN_THREAD_BYTES = 64 * 2**10
 """Larger bodies are parsed and checked off the event loop, so that they do not delay other clients' tokens."""
 MAX_COMMAS = 2**18
 """What the parser reads in one go, while nothing else in the process runs. A value after the first has a comma."""
+MAX_DEPTH = 512
+"""Of arrays and objects in each other. What is taken in is written out again, with whatever stack is left there."""
 CLOSE = MappingProxyType({"connection": "close"})
 
 
@@ -32,6 +37,8 @@ async def read_as(check: Callable[[dict[str, Any]], Checked], request: Request) 
     """What `check` makes of the body's object. HttpError 408, 413, 415; RequestError where there is no such object."""
     _check_media_type(request)
     body = await _read(request)
+    if (exchange := exchange_of(request.scope)) is not None:
+        exchange.read_s = time.monotonic()
     if len(body) < PARSE_IN_THREAD_BYTES:
         return check(parse_object(body))
     return await asyncio.to_thread(lambda: check(parse_object(body)))
@@ -81,18 +88,38 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if body.count(b",") > MAX_COMMAS:
         raise RequestError(f"The body has more than {MAX_COMMAS} values or commas")
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise RequestError("The body is not valid UTF-8") from None
     except RecursionError:
-        raise RequestError("The body is nested too deeply") from None
+        raise _too_deep() from None
     except ValueError as error:
         raise RequestError(f"The body is not valid JSON: {_place(error)}") from None
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        _check_depth(value)
     if b"\\u" in body:
         _check_surrogates(value)
     if not isinstance(value, dict):
         raise RequestError(f"The body must be a JSON object, got {_kind(value)}")
     return value
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [part for outer in level for part in _parts(outer)]
+    if any(isinstance(part, dict | list) for part in level):
+        raise _too_deep()
+
+
+def _parts(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _too_deep() -> RequestError:
+    return RequestError(f"The body is nested more than {MAX_DEPTH} deep")
 
 
 def _check_surrogates(value: object) -> None:
@@ -112,6 +139,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise RequestError(f"The body holds {name}, which JSON does not have")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise RequestError("The body holds a number that is too large")
+    return value
 
 
 def _place(error: ValueError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +18,25 @@ HELP = "/clear forgets the conversation, /system TEXT sets the system prompt, /e
 CONNECT_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True)
+class Access:
+    """What a server asks for: `headers` carry the key; `verify` says whose certificates are trusted."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    verify: ssl.SSLContext | bool = True
+
+
+NO_KEY = Access()
+
+
 class ChatClient:
     """Streams answers. UnavailableError where the server is not there, ConfigError where it refuses."""
 
-    def __init__(self, url: str, model: str | None) -> None:
+    def __init__(self, url: str, model: str | None, access: Access = NO_KEY) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
         # The first token of a long prompt may take minutes; only the connection has a deadline.
-        self._http = httpx.Client(base_url=self._url, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S))
+        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        self._http = httpx.Client(base_url=self._url, timeout=timeout, headers=access.headers, verify=access.verify)
         self.model = model or self._first_model()
 
     def stream(self, messages: list[dict[str, str]], options: Mapping[str, Any]) -> Generator[str]:
@@ -42,7 +55,10 @@ class ChatClient:
 
     def _first_model(self) -> str:
         try:
-            listed = self._http.get("/v1/models").raise_for_status().json()
+            reply = self._http.get("/v1/models")
+            if reply.status_code in (401, 403, 429):
+                raise ConfigError(_message(reply.content))
+            listed = reply.raise_for_status().json()
             return str(listed["data"][0]["id"])
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
             raise ConfigError(f"--url {self._url!r} is not a URL like http://127.0.0.1:8000") from None
@@ -88,9 +104,9 @@ class Conversation:
         self.turns.append({"role": role, "content": content})
 
 
-def chat(url: str, model: str | None, system: str | None, options: Mapping[str, Any]) -> None:
+def chat(url: str, model: str | None, system: str | None, options: Mapping[str, Any], access: Access = NO_KEY) -> None:
     """Read lines until the end of the input. A pipe gets the answers alone, without prompts."""
-    client = ChatClient(url, model)
+    client = ChatClient(url, model, access)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(f"{client.model} at {url}. {HELP}", file=sys.stderr)

@@ -15,15 +15,22 @@ import tinycluster
 from tinycluster.engine.errors import TinyclusterError, UnavailableError
 from tinycluster.engine.request import SamplingParams
 from tinycluster.serve.bench.commands import bench_app
+from tinycluster.serve.cluster_commands import add_cluster_commands
+from tinycluster.serve.key_commands import keys_app
 from tinycluster.serve.options import (
+    CaOption,
     ConfigArgument,
+    KeyFileOption,
     LocalOption,
     PipelineOption,
     SetOption,
     TensorOption,
     WeightsOption,
+    api_key,
+    authorization,
     load,
     mesh_overrides,
+    trust,
 )
 from tinycluster.serve.signals import exit_on_sigterm
 
@@ -34,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(keys_app, name="keys")
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,6 +63,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     front: Annotated[str | None, typer.Option(help="direct, or proxy for Ray Serve's own HTTP proxy.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without keys.")] = False,
     local: LocalOption = False,
     tensor: TensorOption = None,
     pipeline: PipelineOption = None,
@@ -64,7 +73,7 @@ def serve(
     """Serve the models of CONFIG until Ctrl-C."""
     from tinycluster.serve.serving import run_server
 
-    server = {"server.host": host, "server.port": port, "server.front": front}
+    server = {"server.host": host, "server.port": port, "server.front": front, "server.insecure": insecure or None}
     overrides = {key: value for key, value in server.items() if value is not None}
     run_server(load(config, {**overrides, **mesh_overrides(local, tensor, pipeline, weights)}, assignments))
 
@@ -120,12 +129,15 @@ def chat(
     temperature: Annotated[float | None, typer.Option()] = None,
     max_tokens: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    api_key_file: KeyFileOption = None,
+    ca: CaOption = None,
 ) -> None:
     """Talk to a running server: /clear, /system TEXT, /exit."""
-    from tinycluster.serve.chat import chat
+    from tinycluster.serve.chat import Access, chat
 
     options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    chat(url, model, system, {key: value for key, value in options.items() if value is not None})
+    access = Access(authorization(api_key(api_key_file)), trust(ca))
+    chat(url, model, system, {key: value for key, value in options.items() if value is not None}, access)
 
 
 @app.command()
@@ -156,6 +168,9 @@ def explain(
     from tinycluster.serve.explain import print_plan
 
     print_plan(load(config, mesh_overrides(False, tensor, pipeline, weights), assignments), model, rank)
+
+
+add_cluster_commands(app)
 
 
 def main() -> None:

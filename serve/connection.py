@@ -19,9 +19,10 @@ import asyncio
 import re
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -62,6 +63,15 @@ class RefusedError(Exception):
         self.reply = ErrorReply(status, message, code=code)
 
 
+class Waiting(Protocol):
+    """A connection that may have to make room for another."""
+
+    @property
+    def waits_since_s(self) -> float | None: ...
+
+    def give_way(self) -> None: ...
+
+
 class Connection(HttpToolsProtocol):
     """Between requests, in a header or in a body; while an answer runs, the next request may already arrive."""
 
@@ -77,7 +87,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._timer = self.loop.call_later(self._limits.header_timeout_s, self._time_out)
         if len(self.connections) > self._limits.max_connections:
-            self._make_room()
+            make_room(self.connections, self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -214,11 +224,12 @@ class Connection(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _make_room(self) -> None:
-        """Close the connection that has waited for a request the longest, or this one where all are at work."""
-        waiting = [each for each in self.connections if isinstance(each, Connection) and each.waits_since_s is not None]
-        oldest = min(waiting, key=lambda each: each.waits_since_s or 0.0, default=self)
-        oldest.transport.close()
+    def give_way(self) -> None:
+        # A client of TLS could take its time for the end.
+        if self.transport.get_write_buffer_size():
+            self.transport.close()
+        else:
+            self.transport.abort()
 
     @property
     def waits_since_s(self) -> float | None:
@@ -228,6 +239,12 @@ class Connection(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
         return None if self._timer is None else self._timer.when() - self._limits.header_timeout_s
+
+
+def make_room(connections: Iterable[Any], newest: Waiting) -> None:
+    """Close the one that has waited for a request the longest, or the newest where all others are at work."""
+    waiting: list[Waiting] = [each for each in connections if each.waits_since_s is not None]
+    min(waiting, key=lambda each: each.waits_since_s or 0.0, default=newest).give_way()
 
 
 def _check_head(version: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:

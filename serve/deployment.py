@@ -24,6 +24,7 @@ from tinycluster.cluster.placement import missing, num_cpus_needed, place, repli
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ray import PlacedRanks
 from tinycluster.engine.errors import ConfigError, PlacementError, UnavailableError
+from tinycluster.serve.access import ClosedDoor
 from tinycluster.serve.app import create_app
 from tinycluster.serve.controller import perhaps_gone
 from tinycluster.serve.local_server import Failure
@@ -44,7 +45,10 @@ PROXY_TIMEOUT_S = 10.0
 
 
 def build_app() -> FastAPI:
-    return create_app(ModelRegistry())
+    app = create_app(ModelRegistry())
+    # Serve's proxy knows the routes before the replica has its settings.
+    app.state.guard = ClosedDoor()
+    return app
 
 
 @serve.ingress(build_app)

@@ -3,8 +3,11 @@
 | status | type                  | code                              | when                                      |
 |--------|-----------------------|-----------------------------------|-------------------------------------------|
 | 400    | invalid_request_error | the error's own, or null          | a field is wrong, a prompt is too long    |
+| 400    | invalid_request_error | content_filter                    | the content filter refuses the prompt     |
+| 401    | invalid_request_error | invalid_api_key                   | no key, or a wrong one; WWW-Authenticate  |
+| 403    | permission_denied     | permission_denied                 | access.py: the key's role is too little   |
 | 403    | permission_denied     | foreign_origin                    | hosts.py: a web page of a stranger asks   |
-| 404    | invalid_request_error | model_not_found, not_found        | no such model, no such route              |
+| 404    | invalid_request_error | model_not_found, not_found        | no such model, object or route            |
 | 405    | invalid_request_error | method_not_allowed                | with Allow                                |
 | 408    | invalid_request_error | request_timeout                   | header or body did not come in time       |
 | 408    | timeout               | deadline_exceeded                 | the request's own timeout is over         |
@@ -13,6 +16,7 @@
 | 414    | invalid_request_error | uri_too_long                      | connection.py: before any route           |
 | 421    | invalid_request_error | misdirected_request               | hosts.py: a Host that is not ours         |
 | 429    | rate_limit_exceeded   | queue_full                        | with Retry-After                          |
+| 429    | rate_limit_exceeded   | rate_limit_exceeded               | a key's limit, wrong keys of one address  |
 | 431    | invalid_request_error | header_too_large                  | connection.py: before any route           |
 | 500    | server_error          | internal_error                    | our fault; the cause is in the log only   |
 | 501    | invalid_request_error | not_implemented                   | a method that nobody knows, CONNECT       |
@@ -67,6 +71,11 @@ class HttpError(TinyclusterError):
 def model_not_found(name: str) -> HttpError:
     message = f"The model {json.dumps(name[:64])} does not exist; GET /v1/models lists the models served here"
     return HttpError(ErrorReply(404, message, param="model", code="model_not_found"))
+
+
+def not_found(what: str, param: str) -> HttpError:
+    """The same for what nobody has and for what somebody else has."""
+    return HttpError(ErrorReply(404, f"There is no such {what}", param=param, code="not_found"))
 
 
 def reply_for(error: Exception) -> ErrorReply:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import ssl
 import threading
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from tinycluster.engine.errors import UnavailableError
 from tinycluster.serve.connection import USUAL, Connection, ConnectionLimits
+from tinycluster.serve.tls_server import TlsServer
 
 DRAIN_S = 1.0
 """Answers that are still running get so long when the server stops; then their engines end them."""
@@ -29,9 +31,15 @@ WANTED_FILES, RESERVED_FILES = 2**15, 128
 
 
 class HttpServer:
-    """Serves `app` on `listener` from `start` until `stop`, which also closes the listener."""
+    """Serves `app` on `listener` from `start` until `stop`, which also closes the listener. With `tls` by https."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: ConnectionLimits = USUAL) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        limits: ConnectionLimits = USUAL,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         num_files = _raise_file_limit()
         limits = replace(limits, max_connections=min(limits.max_connections, num_files - RESERVED_FILES))
         config = uvicorn.Config(
@@ -40,13 +48,15 @@ class HttpServer:
             ws="none",
             log_config=None,
             access_log=False,
-            lifespan="off",
+            lifespan="auto",
             server_header=False,
+            # Who asks is who is connected: anybody may write X-Forwarded-For.
+            proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=STOP_S,
         )
         self._listener = listener
-        self._server = _Server(config)
+        self._server = _Server(config, limits, tls)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
 
     def start(self) -> None:
@@ -69,8 +79,9 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, limits: ConnectionLimits, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
+        self._limits, self._tls = limits, tls
         self.has_started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_leaving = asyncio.Event()
@@ -85,7 +96,16 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         try:
-            await super().startup(sockets)
+            await super().startup(sockets if self._tls is None else [])
+            if self._tls is not None and self.started:
+                of_protocols = {
+                    "config": self.config,
+                    "server_state": self.server_state,
+                    "app_state": self.lifespan.state,
+                }
+                listeners = sockets or ()
+                servers: list[Any] = [TlsServer(each, self._tls, self._limits, of_protocols) for each in listeners]
+                self.servers = servers
         finally:
             self.has_started.set()
 

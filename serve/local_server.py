@@ -15,11 +15,14 @@ from fastapi import FastAPI
 
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.launch import NewProgress, start_engine
+from tinycluster.cluster.log_file import log_options
 from tinycluster.engine.errors import UnavailableError
 from tinycluster.serve.app import create_app
+from tinycluster.serve.configure import configure
 from tinycluster.serve.http_server import HttpServer
 from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.registry import ModelRegistry
+from tinycluster.serve.tls import tls_context
 
 if TYPE_CHECKING:
     from tinycluster.cluster.ray import PlacedRanks
@@ -52,15 +55,18 @@ def start_engines(
     progress: NewProgress,
     on_failure: Callable[[UnavailableError], None],
     placed: PlacedModels,
+    *,
+    has_logs: bool,
 ) -> ExitStack:
     """All models of the settings, added to the registry as they become ready. Closing the stack closes them.
 
-    `placed` are ranks by model that Ray was asked for before.
+    `placed` are ranks by model that Ray was asked for before. With `has_logs` ranks that start here write files.
     """
     with ExitStack() as engines:
         for model in settings.models:
             ranks = placed.get(model.name)
-            engine = start_engine(model, settings, progress=progress, on_failure=on_failure, placed=ranks)
+            logs = log_options(settings, model.name) if has_logs else None
+            engine = start_engine(model, settings, progress=progress, on_failure=on_failure, placed=ranks, logs=logs)
             engines.callback(engine.close)
             registry.add(engine)
         return engines.pop_all()
@@ -76,10 +82,11 @@ def start_serving(
     placed: PlacedModels = NOT_PLACED,
 ) -> None:
     """Engines, then HTTP. `running` ends them in the order that lets every stream end well."""
-    http = HttpServer(app, listener)
+    http = HttpServer(app, listener, tls=tls_context(settings.server.tls))
     running.callback(app.state.registry.clear)
     running.callback(http.stop)
-    running.enter_context(start_engines(settings, app.state.registry, progress, on_failure, placed))
+    has_logs = app.state.log_file is not None
+    running.enter_context(start_engines(settings, app.state.registry, progress, on_failure, placed, has_logs=has_logs))
     running.callback(http.drain)
     # Modules and vocabularies live as long as the process: searching them for cycles took a quarter of the driver.
     gc.collect()
@@ -96,9 +103,14 @@ def serve_local(settings: Settings, progress: NewProgress, out: TextIO) -> None:
         # The port comes first: one that is taken is known before any model is loaded.
         listener = listen(settings.server.host, settings.server.port)
         app = create_app(registry)
-        app.state.allowed_hosts = settings.server.allowed_hosts
+        running.enter_context(configure(app, settings))
         start_serving(running, listener, app, settings, progress, failure.report)
-        announce(url_of(listener), registry.words(), time.monotonic() - started_s, out)
+        announce(
+            url_of(listener, is_tls=settings.server.tls is not None),
+            registry.words(),
+            time.monotonic() - started_s,
+            out,
+        )
         raise failure.wait()
 
 

@@ -5,10 +5,12 @@ Read when they are asked for: between two scrapes nothing is computed.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -16,6 +18,7 @@ from starlette.responses import Response
 
 from tinycluster.cluster.driver import Engine
 from tinycluster.cluster.statistics import FINISH_REASONS, Histogram
+from tinycluster.serve.rank_metrics import rank_metrics
 from tinycluster.serve.registry import ModelRegistry
 
 PREFIX = "tinycluster:"
@@ -27,6 +30,11 @@ COUNTERS: Sequence[tuple[str, str, Callable[[Engine], int]]] = (
     ("generation_tokens", "Tokens generated", lambda e: e.statistics.num_generation_tokens),
     ("prefix_cache_queries", "Prompt tokens looked up", lambda e: e.statistics.num_prefix_queries),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache", lambda e: e.statistics.num_prefix_hits),
+    (
+        "recoveries",
+        "Losses of a rank that the engine survived",
+        lambda e: sum(e.statistics.recovery_s.counts),
+    ),
     ("admission_rejections", "Requests refused for lack of room", lambda e: e.statistics.num_rejections),
     ("spec_decode_num_drafts", "Drafts verified", lambda e: e.statistics.drafts.num_drafts),
     ("spec_decode_num_draft_tokens", "Tokens of all drafts", lambda e: e.statistics.drafts.num_draft_tokens),
@@ -50,6 +58,7 @@ HISTOGRAMS: Sequence[tuple[str, str, Callable[[Engine], Histogram]]] = (
     ("request_queue_time_seconds", "From arrival to the first step", lambda e: e.statistics.queue_time_s),
     ("request_prefill_time_seconds", "From the first step to the first token", lambda e: e.statistics.prefill_time_s),
     ("request_decode_time_seconds", "From the first token to the last", lambda e: e.statistics.decode_time_s),
+    ("recovery_seconds", "From a rank's loss until all ranks computed again", lambda e: e.statistics.recovery_s),
     ("request_prompt_tokens", "A request's prompt tokens", lambda e: e.statistics.request_prompt_tokens),
     ("request_generation_tokens", "A request's generated tokens", lambda e: e.statistics.request_generation_tokens),
 )
@@ -74,6 +83,7 @@ class EngineCollector(Collector):
         yield _finished(engines)
         yield from _gauges(engines)
         yield from _cache(engines)
+        yield from rank_metrics(engines, PREFIX)
 
 
 def _add_histogram(family: HistogramMetricFamily, model: str, histogram: Histogram) -> None:
@@ -132,7 +142,17 @@ def add_metrics_routes(app: FastAPI, registry: ModelRegistry) -> None:
     collectors = CollectorRegistry(auto_describe=False)
     collectors.register(EngineCollector(registry))
 
+    ProcessCollector(registry=collectors)
+    lag = Gauge(
+        f"{PREFIX}event_loop_lag_seconds",
+        "How long a turn of the event loop took at this scrape: what every client waits at least",
+        registry=collectors,
+    )
+
     @app.get("/metrics")
     async def metrics() -> Response:
-        """All engines' counters, gauges and histograms; a server without a model has none."""
+        """All engines' counters, gauges and histograms, and those of this process."""
+        asked_s = time.monotonic()
+        await asyncio.sleep(0)
+        lag.set(time.monotonic() - asked_s)
         return Response(generate_latest(collectors), media_type=CONTENT_TYPE)

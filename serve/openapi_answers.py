@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
@@ -135,7 +135,7 @@ class Text(BaseModel):
 class MessageItem(BaseModel):
     id: str
     type: Literal["message"]
-    role: Literal["user", "assistant", "system", "developer"]
+    role: Literal["user", "assistant", "system", "developer", "tool"]
     status: Literal["in_progress", "completed", "incomplete"]
     content: list[Text]
 
@@ -179,7 +179,11 @@ class ResponseFailure(BaseModel):
 
 
 class IncompleteDetails(BaseModel):
-    reason: Literal["max_output_tokens"]
+    reason: Literal["max_output_tokens", "content_filter"]
+
+
+class ConversationReference(BaseModel):
+    id: str
 
 
 class ResponseObject(BaseModel):
@@ -191,6 +195,7 @@ class ResponseObject(BaseModel):
     completed_at: int | None
     status: Literal["completed", "failed", "in_progress", "cancelled", "incomplete"]
     background: bool
+    conversation: ConversationReference | None
     error: ResponseFailure | None
     incomplete_details: IncompleteDetails | None
     instructions: str | None
@@ -222,3 +227,20 @@ class DeletedResponse(BaseModel):
     id: str
     object: Literal["response"]
     deleted: Literal[True]
+
+
+class ConversationObject(BaseModel):
+    id: str
+    object: Literal["conversation"]
+    created_at: int
+    metadata: dict[str, Any]
+
+
+class DeletedConversation(BaseModel):
+    id: str
+    object: Literal["conversation.deleted"]
+    deleted: Literal[True]
+
+
+class Item(RootModel[MessageItem | FunctionCallItem | FunctionOutputItem]):
+    """One item of a conversation."""

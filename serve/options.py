@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import ssl
+
     from tinycluster.cluster.config import Settings
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged one.")]
@@ -19,6 +22,57 @@ WeightsOption = Annotated[str | None, typer.Option(metavar="F", help="stored, f3
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, like limits.max_running=8.")
 ]
+
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--api-key-file", help="A file with the server's key; by default $OPENAI_API_KEY.")
+]
+CaOption = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="Certificates to trust instead of the system's, for https.")
+]
+
+
+def api_key(file: Path | None) -> str | None:
+    """The key in the file, or the one that OpenAI's clients take. Not an option's value: others see those in `ps`."""
+    from tinycluster.engine.errors import ConfigError
+
+    if file is None:
+        given = os.environ.get("OPENAI_API_KEY", "")
+        return _checked_key(given, "$OPENAI_API_KEY") if given else None
+    try:
+        return _checked_key(file.read_text(encoding="utf-8"), f"--api-key-file {file}")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not text"
+        raise ConfigError(f"--api-key-file {file}: {reason}") from None
+
+
+def _checked_key(text: str, place: str) -> str:
+    from tinycluster.engine.errors import ConfigError
+
+    key = text.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(f"{place} holds no key")
+    return key
+
+
+def authorization(key: str | None) -> dict[str, str]:
+    """The header that carries a key."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
+def trust(ca: Path | None) -> ssl.SSLContext | bool:
+    """What httpx takes as `verify`. ConfigError where the file holds no certificate."""
+    from tinycluster.engine.errors import ConfigError
+
+    if ca is None:
+        return True
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise ConfigError(f"--ca {ca} holds no PEM certificate") from None
+    except OSError as error:
+        raise ConfigError(f"--ca {ca}: {error.strerror}") from None
 
 
 def mesh_overrides(local: bool, tensor: int | None, pipeline: int | None, weights: str | None) -> dict[str, Any]:

@@ -61,8 +61,7 @@ class Rules(NamedTuple):
 
 
 class GenerationFields(SamplingFields):
-    """What both routes share. `user`, `metadata`, `store`, `session_id` and `service_tier` are accepted and change
-    nothing."""
+    """What both routes share. `user`, `metadata`, `store` and `service_tier` are accepted and change nothing."""
 
     model: str | None = None
     stream: bool | None = None
@@ -80,6 +79,11 @@ class GenerationFields(SamplingFields):
     service_tier: str | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether no answer is shown."""
+        return False
 
     @property
     def include_usage(self) -> bool:
@@ -113,6 +117,7 @@ class GenerationFields(SamplingFields):
             timeout_s=self.timeout,
             grammar=grammar,
             report_progress=bool(self.return_progress and self.stream),
+            session_id=self.session_id or "",
         )
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from tinycluster.cluster.blueprint import Blueprint
 from tinycluster.cluster.config import Settings
+from tinycluster.cluster.log_file import log_options
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ray import PlacedRanks, place_ranks
 from tinycluster.serve.console import silence
@@ -59,6 +60,6 @@ def place_models(
     """With `front: direct` the ranks start before their replica does; else every replica of Serve's starts its own."""
     placed: dict[str, PlacedRanks] = {}
     for model in settings.models if settings.server.front == "direct" else ():
-        placed[model.name] = place_ranks(blueprints[model.name], model, settings)
+        placed[model.name] = place_ranks(blueprints[model.name], model, settings, log_options(settings, model.name))
         running.callback(placed[model.name].release)
     return placed

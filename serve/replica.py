@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from tinycluster.cluster.config import Settings
 from tinycluster.engine.errors import TinyclusterError, UnavailableError
+from tinycluster.serve.configure import configure
 from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.local_server import Failure, start_engines, start_serving
 from tinycluster.serve.registry import ModelRegistry
@@ -59,7 +60,6 @@ class Replica:
     def __init__(self, settings: Settings, app: FastAPI, replica_id: str, placed: PlacedModels) -> None:
         self.state = ReplicaState(replica_id)
         self._settings, self._app, self._placed = settings, app, placed
-        app.state.allowed_hosts = settings.server.allowed_hosts
         self._running = ExitStack()
         self._failure = Failure()
         threading.Thread(target=self._start, name="start", daemon=True).start()
@@ -90,15 +90,18 @@ class Replica:
         registry: ModelRegistry = self._app.state.registry
         server = self._settings.server
         with ExitStack() as running:
+            running.enter_context(configure(self._app, self._settings))
             if server.front == "direct":
                 listener = listen(server.host, server.port)
                 start_serving(
                     running, listener, self._app, self._settings, self._new_line, self._failure.report, self._placed
                 )
-                self.state.url = url_of(listener)
+                self.state.url = url_of(listener, is_tls=server.tls is not None)
             else:
                 running.enter_context(
-                    start_engines(self._settings, registry, self._new_line, self._failure.report, self._placed)
+                    start_engines(
+                        self._settings, registry, self._new_line, self._failure.report, self._placed, has_logs=True
+                    )
                 )
             self.state.models = registry.words()
             self._running = running.pop_all()

@@ -1,142 +1,145 @@
-"""OpenAI's Responses API: POST /v1/responses, and GET, cancel and DELETE of what it has stored in this process.
+"""OpenAI's Responses API: POST /v1/responses, and GET, cancel and DELETE of what is stored.
 
-A response is made by the machinery of /v1/chat/completions. A client is its bearer token: to anybody else a response
-does not exist. With `background` the client gets the object at once and asks for it again; only such a response can be
-cancelled, the others end with their connection. Of several replicas only the one that made a response knows it.
+A response is made by the machinery of /v1/chat/completions. To anybody but its owner a response does not exist. It is
+stored once, when it ends: before that only those who read its stream know it, and a stream that has ended well is one
+that was stored. With `background` the client gets the object at once and asks for it again, wherever it likes, so such
+a response is stored when it begins, too; only it can be cancelled, the others end with their connection.
+
+A response may continue another one or a conversation, which gets what was asked and answered when the response is
+complete, after whatever was said there meanwhile.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from tinycluster.engine.errors import RequestError, TinyclusterError
+from tinycluster.engine.errors import RequestError
 from tinycluster.serve.body import read_as
-from tinycluster.serve.choices import Choices
+from tinycluster.serve.conversation_items import item_of
 from tinycluster.serve.disconnect import unless_disconnected
-from tinycluster.serve.errors import ErrorReply, HttpError, reply_for
-from tinycluster.serve.identity import client_of
+from tinycluster.serve.errors import not_found
+from tinycluster.serve.identity import client_of, terms_of
+from tinycluster.serve.json_pieces import json_response
 from tinycluster.serve.registry import ModelRegistry
-from tinycluster.serve.responses_events import ResponseEvents, new_response
+from tinycluster.serve.request_storage import storage_of
+from tinycluster.serve.responses_events import new_response
 from tinycluster.serve.responses_fields import ResponsesRequest, parse_responses
 from tinycluster.serve.responses_page import page_of
-from tinycluster.serve.responses_prompt import Submitted, submit_response
-from tinycluster.serve.responses_store import Context, ResponseStore, StoredResponse, context_of
+from tinycluster.serve.responses_prompt import check_size, submit_response
+from tinycluster.serve.responses_run import Run, Runs
+from tinycluster.serve.responses_store import Context, context_of, in_thread_if, stored_context, stored_items
+from tinycluster.serve.sessions_shown import size_of
+from tinycluster.serve.storage.records import OPEN_STATES
+from tinycluster.serve.storage.responses import KeptResponse
 from tinycluster.serve.stream import EventStream
-
-log = logging.getLogger(__name__)
 
 
 class Responses:
     """The responses of one server."""
 
-    def __init__(self, registry: ModelRegistry, store: ResponseStore) -> None:
-        self._registry, self._store = registry, store
-        self._background: set[asyncio.Task[None]] = set()
+    def __init__(self, registry: ModelRegistry, runs: Runs) -> None:
+        self._registry, self._runs = registry, runs
 
     async def create(self, request: Request) -> Response:
         body, asked, said = await read_as(_read, request)
-        client = client_of(request)
+        owner, storage = client_of(request), storage_of(request)
         engine = self._registry.get(asked.model)
         engine.check_room()
-        context = self._history(client, asked) + said
-        submitted = await submit_response(engine, asked, body, context, client)
-        choices, events = submitted.choices, self._begin(client, asked, engine.name, context, submitted)
-        if asked.stream:
-            return ResponseStream(choices, events)
-        if asked.background:
-            task = asyncio.create_task(_generate(choices, events))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
-            return _json(events.encoded())
-        try:
-            await unless_disconnected(request.receive, _drain(choices, events))
-        except BaseException:
-            # Nobody has learned its id.
-            self._store.remove(client, events.response["id"])
-            raise
-        finally:
-            choices.abort()
-        return _json(events.encoded())
+        context = await self._history(request, asked) + said
+        submitted = await submit_response(engine, asked, body, context, terms_of(request))
+        response = new_response(asked, engine.name, int(time.time()))
+        run = Run(storage, owner, response, context, len(said.items), submitted)
+        with submitted.choices.aborted_on_error():
+            if asked.background:
+                await run.begin()
+                shown = run.encoded()
+                self._runs.begin(run)
+                return _json(shown)
+            if asked.stream:
+                return ResponseStream(self._runs, run)
+            # Nobody learns the id of one that fails.
+            await unless_disconnected(request.receive, run.generate())
+            submitted.choices.abort()
+            return _json(run.encoded())
 
-    def find(self, request: Request, response_id: str) -> StoredResponse:
-        """HttpError 404 where this client has no such response."""
-        stored = self._store.get(client_of(request), response_id)
-        if stored is None:
-            raise _not_found(response_id)
-        return stored
+    async def show(self, request: Request, response_id: str) -> str:
+        run = self._runs.get(client_of(request), response_id)
+        return (await _kept(request, response_id)).object if run is None else run.encoded()
 
-    def cancel(self, request: Request, response_id: str) -> StoredResponse:
-        stored = self.find(request, response_id)
-        if not stored.response["background"]:
-            raise RequestError("Only a response with background: true can be cancelled", "response_id")
-        if stored.stop is not None:
-            stored.stop()
-        return stored
+    async def input_items(self, request: Request, response_id: str) -> Response:
+        run = self._runs.get(client_of(request), response_id)
+        if run is not None:
+            items, num_bytes = run.context
+        else:
+            kept = await _kept(request, response_id)
+            items, num_bytes = await stored_items(kept), kept.num_bytes
+        page = partial(page_of, [item["id"] for item in items], items.__getitem__, request.query_params)
+        return await json_response(num_bytes, page, depth=2)
 
-    def delete(self, request: Request, response_id: str) -> dict[str, Any]:
-        stored = self._store.remove(client_of(request), response_id)
-        if stored is None:
-            raise _not_found(response_id)
-        if stored.stop is not None:
-            stored.stop()
-        return {"id": response_id, "object": "response", "deleted": True}
+    async def cancel(self, request: Request, response_id: str) -> str:
+        run = self._runs.get(client_of(request), response_id)
+        if run is None:
+            return await _cancel_elsewhere(request, response_id)
+        _check_background(run.response)
+        run.stop()
+        await run.is_settled.wait()
+        return run.encoded()
 
-    def _history(self, client: str, asked: ResponsesRequest) -> Context:
+    async def delete(self, request: Request, response_id: str) -> None:
+        owner = client_of(request)
+        run = self._runs.get(owner, response_id)
+        if run is not None:
+            run.is_unwanted = True
+            run.stop()
+            if run.events.is_ending:
+                await run.is_settled.wait()
+        was_stored = await storage_of(request).responses.delete(owner, response_id)
+        if run is None and not was_stored:
+            raise not_found("response", "response_id")
+        self._runs.forget(owner, response_id)
+
+    async def _history(self, request: Request, asked: ResponsesRequest) -> Context:
         """The conversation that `asked` continues."""
+        if asked.conversation is not None:
+            return await _conversation(request, asked.conversation)
         if asked.previous_response_id is None:
             return context_of([])
-        param = "previous_response_id"
-        previous = self._store.get(client, asked.previous_response_id)
-        if previous is None:
-            message = f"There is no response with the id {asked.previous_response_id[:64]!r} to continue"
+        owner, response_id, param = client_of(request), asked.previous_response_id, "previous_response_id"
+        run = self._runs.get(owner, response_id)
+        kept = await storage_of(request).responses.get(owner, response_id) if run is None else None
+        if run is None and kept is None:
+            message = f"There is no response with the id {response_id[:64]!r} to continue"
             raise RequestError(message, param, "previous_response_not_found")
-        if previous.stop is not None:
+        if (run is not None and not run.events.is_over) or (kept is not None and kept.status == "in_progress"):
             raise RequestError("previous_response_id is of a response that is still in progress", param)
-        return previous.context + context_of(previous.response["output"])
-
-    def _begin(
-        self, client: str, asked: ResponsesRequest, model: str, context: Context, submitted: Submitted
-    ) -> ResponseEvents:
-        """The response in progress, stored if it may be."""
-        response = new_response(asked, model, int(time.time()))
-
-        def stop() -> None:
-            events.cancel()
-            submitted.choices.abort()
-
-        def on_end() -> None:
-            stored.stop = None
-            if self._store.get(client, stored.response_id) is stored:
-                self._store.put(client, stored)
-
-        events = ResponseEvents(response, time.time, on_end, submitted.parser, submitted.logprobs)
-        stored = StoredResponse(response, context, events.written)
-        if asked.is_stored:
-            stored.stop = stop
-            self._store.put(client, stored)
-        return events
+        if run is not None:
+            return run.context + context_of(run.response["output"])
+        assert kept is not None
+        return await stored_context(kept)
 
 
 class ResponseStream(EventStream):
     """A client that goes away leaves a cancelled response behind."""
 
-    def __init__(self, choices: Choices, response_events: ResponseEvents) -> None:
-        super().__init__(choices, response_events)
-        self._response_events = response_events
+    def __init__(self, runs: Runs, run: Run) -> None:
+        super().__init__(run.choices, run.events, run.events.commit)
+        self._runs, self._run = runs, run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._runs.add(self._run)
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._response_events.cancel()
+            self._runs.leave(self._run)
 
 
 def _read(body: dict[str, Any]) -> tuple[dict[str, Any], ResponsesRequest, Context]:
@@ -145,36 +148,48 @@ def _read(body: dict[str, Any]) -> tuple[dict[str, Any], ResponsesRequest, Conte
     return body, asked, context_of([item.as_listed() for item in asked.input])
 
 
-async def _drain(choices: Choices, events: ResponseEvents) -> None:
-    async for step in choices.steps():
-        for choice, delta in step:
-            events.delta(choice, delta)
-    events.usage(choices.usage())
+async def _kept(request: Request, response_id: str) -> KeptResponse:
+    """HttpError 404 where this client has no such response."""
+    kept = await storage_of(request).responses.get(client_of(request), response_id)
+    if kept is None:
+        raise not_found("response", "response_id")
+    return kept
 
 
-async def _generate(choices: Choices, events: ResponseEvents) -> None:
-    """In the background: what goes wrong is in the response."""
-    try:
-        await _drain(choices, events)
-    except Exception as error:
-        if not isinstance(error, TinyclusterError):
-            log.exception("a background response failed")
-        events.failed(reply_for(error))
-    finally:
-        choices.abort()
+async def _cancel_elsewhere(request: Request, response_id: str) -> str:
+    """Of a response that is over, or that another server generates, which will see it."""
+    kept = await _kept(request, response_id)
+    response = json.loads(kept.object)
+    _check_background(response)
+    cancelled = replace(kept, status="cancelled", object=json.dumps({**response, "status": "cancelled"}))
+    if await storage_of(request).responses.end(client_of(request), cancelled):
+        return cancelled.object
+    return (await _kept(request, response_id)).object
+
+
+def _check_background(response: Mapping[str, Any]) -> None:
+    if not response["background"]:
+        raise RequestError("Only a response with background: true can be cancelled", "response_id")
+
+
+async def _conversation(request: Request, conversation_id: str) -> Context:
+    path = await storage_of(request).conversations.path(client_of(request), conversation_id)
+    if path is None:
+        raise not_found("conversation", "conversation")
+    if any(message.state in OPEN_STATES for message in path):
+        message = "The conversation is still being answered; try again when that answer is complete"
+        raise RequestError(message, "conversation", "conversation_locked")
+    # What would be refused as a context is not made one.
+    check_size(sum(len(message.text) for message in path), len(path))
+    return await in_thread_if(size_of(path), lambda: context_of(list(map(item_of, path))))
 
 
 def _json(text: str) -> Response:
     return Response(text, media_type="application/json")
 
 
-def _not_found(response_id: str) -> HttpError:
-    message = f"There is no response with the id {response_id[:64]!r}"
-    return HttpError(ErrorReply(404, message, param="response_id", code="not_found"))
-
-
-def add_responses_routes(app: FastAPI, registry: ModelRegistry) -> None:
-    responses = Responses(registry, ResponseStore())
+def add_responses_routes(app: FastAPI, registry: ModelRegistry, runs: Runs) -> None:
+    responses = Responses(registry, runs)
 
     @app.post("/v1/responses")
     async def create_response(request: Request) -> Response:
@@ -183,19 +198,20 @@ def add_responses_routes(app: FastAPI, registry: ModelRegistry) -> None:
     @app.get("/v1/responses/{response_id}")
     async def show_response(request: Request, response_id: str) -> Response:
         _refuse_stream(request.query_params)
-        return _json(responses.find(request, response_id).encoded())
+        return _json(await responses.show(request, response_id))
 
     @app.get("/v1/responses/{response_id}/input_items")
     async def list_input_items(request: Request, response_id: str) -> Response:
-        return JSONResponse(page_of(responses.find(request, response_id).context.items, request.query_params))
+        return await responses.input_items(request, response_id)
 
     @app.post("/v1/responses/{response_id}/cancel")
     async def cancel_response(request: Request, response_id: str) -> Response:
-        return _json(responses.cancel(request, response_id).encoded())
+        return _json(await responses.cancel(request, response_id))
 
     @app.delete("/v1/responses/{response_id}")
     async def delete_response(request: Request, response_id: str) -> Response:
-        return JSONResponse(responses.delete(request, response_id))
+        await responses.delete(request, response_id)
+        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
 def _refuse_stream(query: Mapping[str, str]) -> None:

@@ -5,12 +5,14 @@ a message        output_item.added, content_part.added, output_text.delta …, o
                  output_item.done
 a function call  output_item.added, function_call_arguments.delta …, function_call_arguments.done, output_item.done
 response.completed | response.incomplete | response.failed
+
+A response that is stored ends when its end is stored: `usage` has all but the last event, `commit` gives that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
@@ -22,6 +24,8 @@ from tinycluster.serve.responses_items import message_item, new_id, text_part
 from tinycluster.serve.responses_logprobs import MessageLogprobs, Written, encoded, filled
 
 IN_PROGRESS = ("in_progress", "queued")
+Keep = Callable[[Mapping[str, Any]], Awaitable[None]]
+"""Stores a response as it ends."""
 
 
 def new_response(asked: ResponsesRequest, model: str, created_at: int) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def new_response(asked: ResponsesRequest, model: str, created_at: int) -> dict[s
         "completed_at": None,
         "status": "in_progress",
         "background": bool(asked.background),
+        "conversation": None if asked.conversation is None else {"id": asked.conversation},
         "error": None,
         "incomplete_details": None,
         "instructions": asked.instructions,
@@ -69,21 +74,23 @@ def _shown_choice(choice: Any) -> Any:
 class ResponseEvents:
     """What EventStream takes as chunks: text of events for every change, while `response` changes with it.
 
-    `now` is the time of day in seconds. `on_end` is called once, when the response has its last status. With a
-    `parser`, calls of functions are found in the text. `logprobs` are shown where they are given.
+    `now` is the time of day in seconds. With a `parser`, calls of functions are found in the text. `logprobs` are shown
+    where they are given.
     """
 
     def __init__(
         self,
         response: dict[str, Any],
         now: Callable[[], float],
-        on_end: Callable[[], None],
+        keep: Keep,
         parser: ToolCallParser | None = None,
         logprobs: MessageLogprobs | None = None,
     ) -> None:
         self.response, self._logprobs = response, logprobs
-        self._now, self._on_end, self._parser = now, on_end, parser
+        self._now, self._keep, self._parser = now, keep, parser
         self._num_events = 0
+        self.is_ending = False
+        self._end: dict[str, Any] | None = None
         self._finish_reason: str | None = None
         self._item: dict[str, Any] | None = None
         self._pieces: list[str] = []
@@ -95,6 +102,11 @@ class ResponseEvents:
 
     def encoded(self) -> str:
         return encoded(self.response, self.written)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether anybody can know of the response."""
+        return self._num_events > 0
 
     @property
     def is_over(self) -> bool:
@@ -142,45 +154,57 @@ class ResponseEvents:
 
     def usage(self, usage: Mapping[str, Any]) -> str:
         """The end of the answer, with the usage of its chat request."""
-        is_whole = self._finish_reason != "length"
+        cut_by = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self._finish_reason or "")
+        is_whole = cut_by is None
         held_back = "" if self._parser is None else self._parsed(self._parser.finish())
         begin = "" if self._item is not None or self.response["output"] else self._begin_message()
         if self._logprobs is not None and self._logprobs.has_waiting and self._is_open("message"):
             begin += self.text("")
-        ended = begin + self._close("completed" if is_whole else "incomplete")
-        self.response["usage"] = _usage(usage)
-        if is_whole:
-            self.response["completed_at"] = int(self._now())
-        else:
-            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        return held_back + ended + self._end("completed" if is_whole else "incomplete")
+        status = "completed" if is_whole else "incomplete"
+        ended = begin + self._close(status)
+        self._end = {
+            "status": status,
+            "usage": _usage(usage),
+            "completed_at": int(self._now()) if is_whole else None,
+            "incomplete_details": None if is_whole else {"reason": cut_by},
+        }
+        return held_back + ended
+
+    async def commit(self) -> str:
+        """The last event of an answer that nobody cut short, once it is stored. What storing raises leaves the response
+        in progress, to be told as `failed`."""
+        assert self._end is not None
+        if self.is_over:
+            return ""
+        self.is_ending = True
+        try:
+            await self._keep(self.response | self._end)
+        finally:
+            self.is_ending = False
+        self.response.update(self._end)
+        return self._whole(f"response.{self.response['status']}")
 
     def failed(self, reply: ErrorReply) -> str:
-        """The end where generating went wrong."""
+        """The end where generating or storing went wrong."""
         if self.is_over:
             return ""
         # Comments may have begun the stream before there was anything to tell.
         begin = "" if self._num_events else self.opening(0)
         self._close("incomplete")
-        self.response["error"] = {"code": "server_error", "message": reply.message}
-        return begin + self._end("failed")
+        self.response |= {"status": "failed", "error": {"code": "server_error", "message": reply.message}}
+        return begin + self._whole("response.failed")
 
     def cancel(self) -> None:
-        """The end where nobody wants the rest."""
-        if not self.is_over:
+        """The end where nobody wants the rest, unless the answer is whole and being stored."""
+        if not (self.is_over or self.is_ending):
             self._close("incomplete")
-            self._end("cancelled")
-
-    def _end(self, status: str) -> str:
-        self.response["status"] = status
-        self._on_end()
-        return self._whole(f"response.{status}")
+            self.response["status"] = "cancelled"
 
     def _is_open(self, kind: str) -> bool:
         return self._item is not None and self._item["type"] == kind
 
     def _begin_message(self) -> str:
-        item = message_item("", "in_progress")
+        item = message_item("assistant", [""], "in_progress")
         return self._open(item | {"content": []}, item) + self._part("response.content_part.added", text_part(""))
 
     def _open(self, shown: dict[str, Any], item: dict[str, Any] | None = None) -> str:

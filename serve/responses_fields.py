@@ -1,7 +1,7 @@
 """The request of /v1/responses and what it means as a request of /v1/chat/completions.
 
 Everything that chooses tokens is the chat request's: this file only translates. Parts of OpenAI's API that this server
-cannot do are refused by name: built-in tools, images and files, reasoning effort, stored prompts and conversations.
+cannot do are refused by name: built-in tools, images and files, reasoning effort and stored prompts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from tinycluster.engine.errors import RequestError
-from tinycluster.serve.fields import Fields, validated
-from tinycluster.serve.responses_items import Input, messages_of
+from tinycluster.serve.fields import Fields
+from tinycluster.serve.responses_items import MAX_ID_CHARS, Input, messages_of, validated_items
 from tinycluster.serve.sampling_fields import NumLogprobs
 
 MAX_TOKENS = 2**31 - 1
@@ -101,6 +101,18 @@ ToolChoice = Annotated[
 ]
 """As a chat request says it."""
 Label = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)]
+
+
+class ConversationReference(Fields):
+    id: str
+
+
+def _conversation_id(value: Any) -> Any:
+    return value["id"] if isinstance(value, dict) and "id" in value else value
+
+
+ConversationId = Annotated[str, BeforeValidator(_conversation_id, json_schema_input_type=str | ConversationReference)]
 
 
 class ResponsesRequest(Fields):
@@ -119,10 +131,11 @@ class ResponsesRequest(Fields):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
+    conversation: ConversationId | None = None
     store: bool | None = None
     background: bool | None = None
     stream: bool | None = None
-    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Label], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None
     top_logprobs: NumLogprobs | None = None
@@ -143,12 +156,9 @@ class ResponsesRequest(Fields):
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "context_management": (),
-    "conversation": (),
     "prompt": (),
     "reasoning": ({}, {"effort": None}, {"effort": "none"}, {"effort": None, "summary": None}),
 }
-_KIND = re.compile(r"^(input\[\d+\])\.(?:message|function_call_output|function_call)(?=[.\[ ])")
-"""The kind of an item is part of the validator's path, but not of the client's."""
 LOGPROBS = "message.output_text.logprobs"
 """The only member of `include` that this server has anything to show for."""
 
@@ -158,15 +168,15 @@ def parse_responses(body: Mapping[str, Any]) -> ResponsesRequest:
     for name, neutral in _NEUTRAL.items():
         if (value := body.get(name)) is not None and value not in neutral:
             raise RequestError(f"{name} is not supported", name)
-    try:
-        asked = validated(ResponsesRequest, body)
-    except RequestError as error:
-        message, param = (_KIND.sub(r"\1", text) for text in (error.message, error.param or ""))
-        raise RequestError(message, param) from None
+    asked = validated_items(ResponsesRequest, body)
     if asked.top_logprobs and not asked.has_logprobs:
         raise RequestError(f"top_logprobs is allowed only where include has {LOGPROBS}", "top_logprobs")
     if asked.background and not asked.is_stored:
         raise RequestError("background is allowed only with store: true", "background")
+    if asked.conversation is not None and asked.previous_response_id is not None:
+        raise RequestError("conversation and previous_response_id cannot be used together", "conversation")
+    if asked.conversation is not None and not asked.is_stored:
+        raise RequestError("conversation is allowed only with store: true: it stores the answer", "conversation")
     if asked.background and asked.stream:
         raise RequestError("background is not available with stream: true", "background")
     return asked
@@ -176,6 +186,8 @@ def chat_body(asked: ResponsesRequest, body: Mapping[str, Any], context: Sequenc
     """The body of the chat request that answers `context`, all input items of the conversation."""
     chat: dict[str, Any] = {name: body[name] for name in PASSED_ON if body.get(name) is not None}
     chat["messages"] = messages_of(asked.instructions, context)
+    if (continued := asked.conversation or asked.previous_response_id) is not None:
+        chat.setdefault("session_id", continued[:MAX_ID_CHARS])
     chat["max_completion_tokens"] = asked.max_output_tokens
     if asked.has_logprobs:
         chat |= {"logprobs": True, "top_logprobs": asked.top_logprobs}

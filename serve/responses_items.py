@@ -6,14 +6,15 @@ A client may send an item in several forms; from here on it has the one form in 
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from tinycluster.engine.errors import RequestError
-from tinycluster.serve.fields import Fields
+from tinycluster.serve.fields import Fields, validated
 
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 MAX_ID_CHARS = 512
@@ -30,9 +31,16 @@ class RefusalPart(Fields):
     refusal: str
 
 
-def _joined(content: Any) -> Any:
-    """Text parts become one string, a line each."""
-    return "\n".join(map(_text_of, content)) if isinstance(content, list) else content
+PARTS_RULE = "must be a string or parts of the form {'type': 'input_text', 'text': '…'}"
+
+
+def _texts_of(content: Any) -> list[str]:
+    """The texts of the parts, at least one."""
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list):
+        raise ValueError(PARTS_RULE)
+    return [_text_of(part) for part in content] or [""]
 
 
 def _text_of(part: Any) -> str:
@@ -41,11 +49,12 @@ def _text_of(part: Any) -> str:
         raise ValueError(f"must consist of text: a part of type {json.dumps(kind[:40])} is unsupported")
     text = part.get(TEXT_PARTS[kind]) if isinstance(kind, str) else None
     if not isinstance(text, str):
-        raise ValueError("must be a string or parts of the form {'type': 'input_text', 'text': '…'}")
+        raise ValueError(PARTS_RULE)
     return text
 
 
-Content = Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart | RefusalPart])]
+Content = Annotated[Any, BeforeValidator(_texts_of, json_schema_input_type=str | list[TextPart | RefusalPart])]
+"""A list of texts."""
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 
@@ -59,10 +68,7 @@ class MessageItem(Fields):
     content: Content
 
     def as_listed(self) -> dict[str, Any]:
-        if self.role == "assistant":
-            return message_item(self.content)
-        part = {"type": "input_text", "text": self.content}
-        return {"id": new_id("msg"), "type": "message", "role": self.role, "status": "completed", "content": [part]}
+        return message_item(self.role, self.content)
 
 
 class FunctionCallItem(Fields):
@@ -81,16 +87,23 @@ class FunctionOutputItem(Fields):
     output: Content
 
     def as_listed(self) -> dict[str, Any]:
-        return {**self.model_dump(), "id": new_id("fco"), "status": "completed"}
+        # Text parts become one string, a line each.
+        output = "\n".join(self.output)
+        return {**self.model_dump(), "output": output, "id": new_id("fco"), "status": "completed"}
 
 
-def message_item(text: str, status: str = "completed") -> dict[str, Any]:
-    """What the model says."""
-    part = text_part(text)
-    return {"id": new_id("msg"), "type": "message", "role": "assistant", "status": status, "content": [part]}
+def message_item(role: str, texts: Sequence[str], status: str = "completed", item_id: str = "") -> dict[str, Any]:
+    part = text_part if role == "assistant" else input_part
+    content = [part(text) for text in texts]
+    return {"id": item_id or new_id("msg"), "type": "message", "role": role, "status": status, "content": content}
+
+
+def input_part(text: str) -> dict[str, Any]:
+    return {"type": "input_text", "text": text}
 
 
 def text_part(text: str) -> dict[str, Any]:
+    """What the model says."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -119,6 +132,20 @@ def _items(value: Any) -> Any:
 
 Items = Annotated[list[InputItem], Field(min_length=1)]
 Input = Annotated[Items, BeforeValidator(_items, json_schema_input_type=str | Items)]
+
+
+_KIND = re.compile(r"^((?:input|items)\[\d+\])\.(?:message|function_call_output|function_call)(?=[.\[ ])")
+"""The kind of an item is part of the validator's path, but not of the client's."""
+Checked = TypeVar("Checked", bound=Fields)
+
+
+def validated_items(kind: type[Checked], body: Mapping[str, Any]) -> Checked:
+    """A body with items. RequestError with the field's path in `param`."""
+    try:
+        return validated(kind, body)
+    except RequestError as error:
+        message, param = (_KIND.sub(r"\1", text) for text in (error.message, error.param or ""))
+        raise RequestError(message, param) from None
 
 
 def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from tinycluster.engine.tool_calls import ToolCallParser
 from tinycluster.serve.body import PARSE_IN_THREAD_BYTES
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.generation_routes import call_parser, rendered_prompt, submit_request
+from tinycluster.serve.identity import Terms
 from tinycluster.serve.protocol import ChatRequest, parse
 from tinycluster.serve.responses_fields import ResponsesRequest, chat_body, renamed
 from tinycluster.serve.responses_logprobs import MessageLogprobs
@@ -31,20 +32,26 @@ class Submitted(NamedTuple):
 
 
 async def submit_response(
-    engine: Engine, asked: ResponsesRequest, body: Mapping[str, Any], context: Context, client: str
+    engine: Engine, asked: ResponsesRequest, body: Mapping[str, Any], context: Context, terms: Terms
 ) -> Submitted:
     """What answers the context. RequestError under the names of /v1/responses, or as engine.submit."""
-    if context.num_bytes > MAX_CONTEXT_BYTES or len(context.items) > MAX_CONTEXT_ITEMS:
-        limit = f"{MAX_CONTEXT_BYTES} bytes or {MAX_CONTEXT_ITEMS} items"
-        raise ContextLengthError(f"The conversation is longer than {limit}", "input")
+    check_size(context.num_bytes, len(context.items))
     try:
         chat, prompt = await _Prompts(engine, asked, body, context).fitting()
         parser = call_parser(engine, chat)() if chat.parses_calls else None
         num_top = chat.num_logprobs()
         logprobs = None if num_top is None else MessageLogprobs(engine.tokenizer, num_top)
-        return Submitted(await submit_request(client, chat, engine, [prompt]), parser, logprobs)
+        chat = chat.model_copy(update={"stream": asked.stream})
+        return Submitted(await submit_request(terms, chat, engine, [prompt]), parser, logprobs)
     except RequestError as error:
         raise renamed(error) from None
+
+
+def check_size(num_bytes: int, num_items: int) -> None:
+    """ContextLengthError for a conversation that no response can continue."""
+    if num_bytes > MAX_CONTEXT_BYTES or num_items > MAX_CONTEXT_ITEMS:
+        limit = f"{MAX_CONTEXT_BYTES} bytes or {MAX_CONTEXT_ITEMS} items"
+        raise ContextLengthError(f"The conversation is longer than {limit}", "input")
 
 
 class _Prompts:

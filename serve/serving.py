@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tinycluster.cluster.config import Settings
 from tinycluster.serve.console import own_stdout
-from tinycluster.serve.preflight import check_front, check_models, with_free_port
+from tinycluster.serve.preflight import check_exposure, check_front, check_models, check_tls, with_free_port
 from tinycluster.serve.progress import Bars
 from tinycluster.serve.signals import StopSignal, stop_on_signals
 
@@ -18,6 +18,8 @@ from tinycluster.serve.signals import StopSignal, stop_on_signals
 def run_server(settings: Settings) -> None:
     """Returns after SIGINT or SIGTERM. UnavailableError when a rank is lost, ConfigError and others before."""
     check_front(settings)
+    check_exposure(settings)
+    check_tls(settings)
     with stop_on_signals():
         try:
             _serve(settings)

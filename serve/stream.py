@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from tinycluster.engine.errors import TinyclusterError
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.chunks import DONE, EventSource
 from tinycluster.serve.disconnect import ClientGoneError, unless_disconnected
-from tinycluster.serve.errors import reply_for
+from tinycluster.serve.errors import ErrorReply, reply_for
 from tinycluster.serve.keep_alive import COMMENT, KeepAlive
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,15 @@ class Write(NamedTuple):
     is_last: bool
 
 
-async def events(choices: Choices, chunks: EventSource) -> AsyncGenerator[Write]:
-    """The body, one item per engine step. The roles go out with the first tokens, the end with the last ones."""
+Commit = Callable[[], Awaitable[str]]
+"""Keeps what was answered; the events that say so."""
+
+
+async def events(choices: Choices, chunks: EventSource, commit: Commit | None = None) -> AsyncGenerator[Write]:
+    """The body, one item per engine step. The roles go out with the first tokens, the end with the last ones.
+
+    With `commit` the end comes after it, for itself; what it raises ends the stream.
+    """
     opened, ended = set[int](), set[int]()
     async with aclosing(choices.steps()) as steps:
         async for step in steps:
@@ -43,21 +50,23 @@ async def events(choices: Choices, chunks: EventSource) -> AsyncGenerator[Write]
                 if delta.finish_reason is not None:
                     ended.add(choice)
                 parts.append(chunks.delta(choice, delta))
-            is_last = len(ended) == choices.num_choices
-            if is_last:
-                parts += [chunks.usage(choices.usage()), DONE]
+            if is_last := len(ended) == choices.num_choices:
+                parts += [chunks.usage(choices.usage()), DONE if commit is None else ""]
             if any(parts):
-                yield Write("".join(parts).encode(), is_last)
+                yield Write("".join(parts).encode(), is_last and commit is None)
+            if is_last and commit is not None:
+                yield Write((await commit() + DONE).encode(), is_last)
 
 
-class EventStream(Response):
-    """Streams the choices. An error before the first event is a plain HTTP error; a later one is the last event.
+class EventResponse(Response):
+    """Sends the writes. An error before the first is a plain HTTP error; a later one becomes the last event, which
+    `failed` makes of it.
 
-    A client that goes away aborts its choices at once. One that does not read loses its connection (connection.py).
+    A client that goes away ends the writing at once. One that does not read loses its connection (connection.py).
     """
 
-    def __init__(self, choices: Choices, chunks: EventSource) -> None:
-        self._choices, self._chunks = choices, chunks
+    def __init__(self, writes: AsyncGenerator[Write], failed: Callable[[ErrorReply], str]) -> None:
+        self._writes, self._failed = writes, failed
         self.status_code = 200
         self.background = None
         self.body = b""
@@ -68,11 +77,8 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with suppress(ClientGoneError):
-                await unless_disconnected(receive, self._send_all(scope, receive, send))
-        finally:
-            self._choices.abort()
+        with suppress(ClientGoneError):
+            await unless_disconnected(receive, self._send_all(scope, receive, send))
 
     async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
@@ -87,8 +93,8 @@ class EventStream(Response):
 
         keep_alive = KeepAlive(send_comment, KEEP_ALIVE_S)
         try:
-            async with keep_alive, aclosing(events(self._choices, self._chunks)) as stream:
-                async for content, is_last in stream:
+            async with keep_alive, aclosing(self._writes) as writes:
+                async for content, is_last in writes:
                     keep_alive.num_sent += 1
                     if not has_started:
                         has_started = True
@@ -101,5 +107,19 @@ class EventStream(Response):
             if not has_started:
                 await reply.response()(scope, receive, send)
                 return
-            content = (self._chunks.failed(reply) + DONE).encode()
+            content = (self._failed(reply) + DONE).encode()
             await send({"type": "http.response.body", "body": content})
+
+
+class EventStream(EventResponse):
+    """Streams the choices. A client that goes away aborts them at once."""
+
+    def __init__(self, choices: Choices, chunks: EventSource, commit: Commit | None = None) -> None:
+        super().__init__(events(choices, chunks, commit), chunks.failed)
+        self._choices = choices
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._choices.abort()

@@ -40,8 +40,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--scheduler-examples", type=int, default=500, help="Histories that the scheduler's state machine goes through."
     )
     parser.addoption(
+        "--storage-kill-cycles",
+        type=int,
+        default=50,
+        help="How often a process is killed while it writes conversations.",
+    )
+    parser.addoption(
+        "--storage-histories", type=int, default=40, help="Histories that the storage's state machine goes through."
+    )
+    parser.addoption(
+        "--kill-cycles", type=int, default=10, help="How often the server of the sessions' kill test is killed."
+    )
+    parser.addoption(
         "--attack-requests", type=int, default=1000, help="Requests, and schemas, of the attacks that need many."
     )
+
+
+@pytest.fixture(scope="session")
+def kill_cycles(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--kill-cycles"))
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +69,8 @@ def attack_requests(pytestconfig: pytest.Config) -> int:
 @pytest.fixture(scope="session")
 def scheduler_examples(pytestconfig: pytest.Config) -> int:
     return int(pytestconfig.getoption("--scheduler-examples"))
+
+
+@pytest.fixture(scope="session")
+def storage_kill_cycles(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--storage-kill-cycles"))

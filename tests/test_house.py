@@ -28,11 +28,15 @@ HOMES = {
     "uvicorn": ("serve/",),
     "prometheus_client": ("serve/",),
     "httptools": ("serve/",),
+    "regex": ("serve/content_patterns.py",),
     "httpx": ("serve/",),
     "typer": ("serve/",),
     "click": ("serve/",),
     "rich": ("serve/",),
-    "sqlalchemy": ("serve/",),
+    "sqlalchemy": ("serve/storage/",),
+    "alembic": ("serve/storage/",),
+    "asyncpg": ("serve/storage/",),
+    "opentelemetry": ("serve/",),
     "matplotlib": ("serve/bench/plot.py", "serve/bench/growth_plot.py"),
     "llama_cpp": ("serve/bench/peers/",),
     "torch": ("serve/bench/peers/",),
@@ -51,7 +55,20 @@ HOMES = {
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle"}
 # Variables that the operating system, Python's tools and the libraries we use define.
-FOREIGN_VARIABLES = ("HOME", "PATH", "XDG_", "RAY_", "HF_", "HUGGINGFACE_", "CUDA_", "PIP_", "PYTHON", "LANG", "TERM")
+FOREIGN_VARIABLES = (
+    "HOME",
+    "PATH",
+    "XDG_",
+    "RAY_",
+    "HF_",
+    "HUGGINGFACE_",
+    "CUDA_",
+    "PIP_",
+    "PYTHON",
+    "LANG",
+    "TERM",
+    "OPENAI_",
+)
 CHANGING_CALLS = {
     "pop",
     "popleft",
@@ -81,6 +98,11 @@ class Source:
     def tree(self) -> ast.Module:
         return ast.parse(self.text) if self.path.endswith(".py") else ast.Module([], [])
 
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Of the whole tree, since most rules read them all."""
+        return list(ast.walk(self.tree))
+
     @property
     def floor(self) -> str:
         return self.path.split("/")[0]
@@ -89,9 +111,9 @@ class Source:
 Rule = Callable[[Source], Iterator[str]]
 
 
-def imported_modules(tree: ast.Module) -> Iterator[tuple[ast.stmt, str]]:
+def imported_modules(source: Source) -> Iterator[tuple[ast.stmt, str]]:
     """Every absolute import, wherever it stands; `from a import b` counts as a.b too, since b may be a module."""
-    for node in ast.walk(tree):
+    for node in source.nodes:
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
@@ -102,7 +124,7 @@ def imports_run_downward(source: Source) -> Iterator[str]:
     if source.floor not in FLOORS:
         return
     allowed = FLOORS[FLOORS.index(source.floor) :]
-    for node, module in imported_modules(source.tree):
+    for node, module in imported_modules(source):
         package, _, rest = module.partition(".")
         floor = rest.split(".")[0]
         if package == "tinycluster" and floor not in (*allowed, "", "__version__"):
@@ -114,7 +136,7 @@ def imports_run_downward(source: Source) -> Iterator[str]:
 def third_party_packages_stay_at_home(source: Source) -> Iterator[str]:
     if source.floor not in FLOORS:
         return
-    for node, module in imported_modules(source.tree):
+    for node, module in imported_modules(source):
         package = module.split(".")[0]
         if package in UNSAFE_MODULES:
             yield f"line {node.lineno}: {package} runs what it reads"
@@ -124,7 +146,7 @@ def third_party_packages_stay_at_home(source: Source) -> Iterator[str]:
 
 
 def imports_are_absolute(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and node.level:
             yield f"line {node.lineno}: relative import"
 
@@ -148,16 +170,16 @@ def no_path_of_one_machine(source: Source) -> Iterator[str]:
 def no_environment_variables_of_our_own(source: Source) -> Iterator[str]:
     if source.floor == "tests":
         return
-    for node, name in _read_variables(source.tree):
+    for node, name in _read_variables(source):
         if name is None or not name.startswith(FOREIGN_VARIABLES):
             yield f"line {node.lineno}: reads the environment variable {name}; settings stand in the configuration"
     if not source.path.endswith(".py") and re.search(r"\bgetenv\s*\(", source.text):
         yield "native code reads the environment"
 
 
-def _read_variables(tree: ast.Module) -> Iterator[tuple[ast.expr, str | None]]:
+def _read_variables(source: Source) -> Iterator[tuple[ast.expr, str | None]]:
     """Names looked up in os.environ or by os.getenv; None where the name is not a literal."""
-    for node in ast.walk(tree):
+    for node in source.nodes:
         key: ast.expr | None = None
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and _is_environ(node.value):
             key = node.slice
@@ -178,7 +200,7 @@ def _is_environ(node: ast.expr) -> bool:
 
 
 def broad_handlers_log_or_raise(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ExceptHandler) and _is_broad(node) and not _tells(node):
             yield f"line {node.lineno}: a handler of every exception must log it, raise or pass it on"
         if isinstance(node, ast.Call) and _is_broad_suppress(node):
@@ -223,7 +245,7 @@ def notes_name_their_issue(source: Source) -> Iterator[str]:
 
 
 def no_process_globals(source: Source) -> Iterator[str]:
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Global):
             yield f"line {node.lineno}: global {', '.join(node.names)}"
 
@@ -232,7 +254,7 @@ def asserts_change_nothing(source: Source) -> Iterator[str]:
     """`python -O` leaves asserts out, and what they do."""
     if source.floor == "tests":
         return
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Assert):
             for part in ast.walk(node.test):
                 called = part.func if isinstance(part, ast.Call) else None
@@ -244,7 +266,7 @@ def asserts_change_nothing(source: Source) -> Iterator[str]:
 def files_and_functions_are_short(source: Source) -> Iterator[str]:
     if (num_lines := len(source.text.splitlines())) > MAX_FILE_LINES:
         yield f"{num_lines} lines, more than {MAX_FILE_LINES}"
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if num_lines > MAX_FUNCTION_LINES:
@@ -267,14 +289,16 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".inl", ".cu", ".yaml", ".in"}
+SUFFIXES = {".py", ".pyi", ".cpp", ".h", ".inl", ".cu", ".yaml", ".in", ".js", ".css", ".html"}
 
 
 @pytest.fixture(scope="module")
 def sources() -> list[Source]:
-    """Python, native code and configuration of the five floors and the tests, but not this file's broken examples."""
+    """Python, native code, web pages and configuration of the five floors and the tests, but neither other projects'
+    files nor this file's broken examples."""
     paths = [path for folder in (*FLOORS, "configs", "tests") for path in sorted((ROOT / folder).rglob("*"))]
-    read = [path for path in paths if path.suffix in SUFFIXES and path != Path(__file__)]
+    own = [path for path in paths if "vendor" not in path.parts and path != Path(__file__)]
+    read = [path for path in own if path.suffix in SUFFIXES]
     return [Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in read]
 
 

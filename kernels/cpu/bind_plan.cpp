@@ -193,6 +193,11 @@ class BoundPlan {
     return std::make_tuple(failed->name(), std::string(failed->failure()), failed->waited_ns() >= 0);
   }
 
+  // (communicate, wait, bubble) of all steps so far, in nanoseconds; any thread may ask while another one runs a step.
+  std::tuple<int64_t, int64_t, int64_t> times() const {
+    const Tally::Times times = plan_.times();
+    return {times.communicate_ns, times.wait_ns, times.bubble_ns};
+  }
   void set_tracing(bool on) { plan_.set_tracing(on); }
   std::vector<std::tuple<std::string, int, int64_t, int64_t>> take_timeline() {
     std::vector<std::tuple<std::string, int, int64_t, int64_t>> spans;
@@ -266,6 +271,7 @@ void bind_plan(nb::module_& m) {
       .def("transfer", &BoundPlan::transfer, "name"_a, "table"_a, "peer"_a, "x"_a, "is_send"_a)
       .def("run", &BoundPlan::run, "tokens"_a, "positions"_a, "row_start"_a, "block_tables"_a, "output_rows"_a,
            "wants_all_logits"_a)
+      .def("times", &BoundPlan::times)
       .def("set_tracing", &BoundPlan::set_tracing, "on"_a)
       .def("take_timeline", &BoundPlan::take_timeline);
 }

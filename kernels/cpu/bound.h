@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -92,6 +93,7 @@ class Bound {
     bound.def_prop_ro("rank", [](Self& self) { return self.rank(); })
         .def_prop_ro("size", [](Self& self) { return self.size(); })
         .def("native_table", &capsule<Self>)
+        .def("traffic", [](Self& self) { return self.group().traffic(); })
         .def(
             "all_reduce", [](Self& self, Array<std::int64_t> x) { self.all_reduce(x); }, "x"_a.noconvert())
         .def(

@@ -11,6 +11,7 @@
 
 #include "mail.h"
 #include "member.h"
+#include "traffic.h"
 
 namespace tinycluster {
 
@@ -19,16 +20,28 @@ class Group {
   static constexpr bool kIsInMemory = true;
 
   Group(Region region, std::size_t rank, double timeout_s, double spin_us, int fd)
-      : member_(region, rank, timeout_s, spin_us, fd), mail_(member_), region_(region), rank_(rank) {}
+      : member_(region, rank, timeout_s, spin_us, fd),
+        mail_(member_),
+        traffic_(region.size()),
+        region_(region),
+        rank_(rank) {}
 
   std::size_t rank() const { return rank_; }
   std::size_t size() const { return region_.size(); }
   std::int64_t waited_ns() const { return member_.waited_ns(); }
+  // A rank sends what others read of its slots, whatever else lies there.
+  std::vector<LinkBytes> traffic() const { return traffic_.links(); }
 
   void attach() { meet({Call::attach, 0}); }
   void barrier() { meet({Call::barrier, 0}); }
-  void send(const std::byte* x, std::size_t bytes, std::size_t to) { mail_.send(x, bytes, to); }
-  void recv(std::byte* x, std::size_t bytes, std::size_t source) { mail_.recv(x, bytes, source); }
+  void send(const std::byte* x, std::size_t bytes, std::size_t to) {
+    mail_.send(x, bytes, to);
+    traffic_.sent(to, bytes);
+  }
+  void recv(std::byte* x, std::size_t bytes, std::size_t source) {
+    mail_.recv(x, bytes, source);
+    traffic_.received(source, bytes);
+  }
   void abort(const std::string& reason) { member_.abort(reason); }
   void close() { member_.leave(); }
 
@@ -61,6 +74,7 @@ class Group {
           for (std::size_t r = 0; r < size(); ++r)
             if (r != rank_ && n > 0) add_to(mine + start / sizeof *x, region_.slot(r, use) + rank_ * stride, n);
         });
+    count([&](std::size_t r) { return LinkBytes(counts[r] * sizeof *x, counts[rank_] * sizeof *x); });
   }
 
   // out = the ranks' x end to end; bytes[r] is the length of rank r's x, which may be its place in out.
@@ -80,6 +94,7 @@ class Group {
             if (r != rank_)
               std::memcpy(target + std::min(start, bytes[r]), region_.slot(r, use), piece(bytes[r], start, stride));
         });
+    count([&](std::size_t r) { return LinkBytes(bytes[rank_], bytes[r]); });
   }
 
   // x is this rank's parts for every rank end to end, out every rank's part for this one.
@@ -103,6 +118,7 @@ class Group {
               std::memcpy(to + std::min(start, part(r, rank_)), region_.slot(r, use) + rank_ * stride,
                           piece(part(r, rank_), start, stride));
         });
+    count([&](std::size_t r) { return LinkBytes(part(rank_, r), part(r, rank_)); });
     std::size_t to = 0;
     for (std::size_t r = 0; r < rank_; ++r) to += part(r, rank_);
     std::memcpy(out + to, x + sum(bytes + rank_ * size(), rank_), part(rank_, rank_));
@@ -118,6 +134,7 @@ class Group {
         [&](std::size_t start, std::size_t use) {
           if (rank_ != root) std::memcpy(x + start, region_.slot(root, use), piece(bytes, start, stride));
         });
+    count([&](std::size_t r) { return LinkBytes(rank_ == root ? bytes : 0, r == root ? bytes : 0); });
   }
 
  private:
@@ -132,6 +149,16 @@ class Group {
     std::uint64_t bytes;
     std::uint64_t packed() const { return static_cast<std::uint64_t>(call) << 56 | bytes; }
   };
+
+  // bytes_of(r) is what went to rank r and what came from it.
+  template <class BytesOf>
+  void count(BytesOf bytes_of) {
+    for (std::size_t r = 0; r < size(); ++r)
+      if (r != rank_) {
+        const auto [sent, received] = bytes_of(r);
+        traffic_.exchanged(r, sent, received);
+      }
+  }
 
   std::byte* slot(std::size_t use) const { return region_.slot(rank_, use); }
   static std::size_t piece(std::size_t bytes, std::size_t start, std::size_t stride) {
@@ -167,6 +194,7 @@ class Group {
     std::memcpy(slot(use_), x, n * sizeof(T));
     meet({all_reduce_of<T>(), n * sizeof(T)});
     add_slots(x, 0, n, use_++);
+    count([&](std::size_t) { return LinkBytes(n * sizeof(T), n * sizeof(T)); });
   }
 
   // Reduce-scatter, then all-gather: rank r adds part r of every slot and shows the sum in part r of its own, which
@@ -181,16 +209,22 @@ class Group {
     };
     std::uint64_t shown = show(0);
     for (std::size_t start = 0; start < n; start += stride) {
-      const std::size_t use = use_ - 1, count = std::min(stride, n - start);
+      const std::size_t use = use_ - 1, length = std::min(stride, n - start);
       await(shown, what);
-      sum_my_part(x + start, count, use);
+      sum_my_part(x + start, length, use);
       const std::uint64_t summed = arrive(what);
       if (start + stride < n) shown = show(start + stride);
       await(summed, what);
       for (std::size_t r = 0; r < size(); ++r) {
-        const std::size_t from = part_start(r, count), to = part_start(r + 1, count);
+        const std::size_t from = part_start(r, length), to = part_start(r + 1, length);
         if (r != rank_) std::memcpy(x + start + from, region_.slot(r, use) + from * sizeof(T), (to - from) * sizeof(T));
       }
+      // To r goes its part of this rank's addend and this rank's part of the sum, and as much comes from there.
+      count([&](std::size_t r) {
+        const std::size_t both = part_start(r + 1, length) - part_start(r, length) + part_start(rank_ + 1, length) -
+                                 part_start(rank_, length);
+        return LinkBytes(both * sizeof(T), both * sizeof(T));
+      });
     }
   }
 
@@ -274,6 +308,7 @@ class Group {
 
   Member member_;
   Mail mail_;
+  Traffic traffic_;
   Region region_;
   std::size_t rank_;
   std::uint64_t meetings_ = 0;

@@ -1,7 +1,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <chrono>
 
 namespace tinycluster {
 
@@ -10,11 +9,6 @@ namespace {
 // A few rows of a few buffers fit the first cache level.
 constexpr int64_t ROWS_AT_ONCE = 16;
 static_assert(ROWS_AT_ONCE % CODE_BLOCK == 0);
-
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 
@@ -27,9 +21,13 @@ void RowGroup::run(Team& team, const Step& step) {
   });
 }
 
-void run_traced(Op& op, Team& team, const Step& step) {
-  if (!step.spans || team.index() != 0 || op.is_traced_inside()) return op.run(team, step);
-  const int64_t waited = op.waited_ns(), start = now_ns();
+void run_timed(Op& op, Team& team, const Step& step) {
+  if (team.index() != 0 || op.is_traced_inside()) return op.run(team, step);
+  // Only what speaks to other ranks is timed always: a step's other time is computing.
+  const int64_t waited = op.waited_ns();
+  if (waited < 0 && !step.spans) return op.run(team, step);
+  const int64_t start = now_ns();
+  if (waited >= 0) step.tally->begin(start, op.awaits_stage());
   op.run(team, step);
   const int64_t end = now_ns();
   if (waited < 0) {
@@ -37,6 +35,8 @@ void run_traced(Op& op, Team& team, const Step& step) {
     return;
   }
   const int64_t middle = std::min(end, start + op.waited_ns() - waited);
+  step.tally->end(middle - start, end - middle);
+  if (!step.spans) return;
   step.spans->push_back({&op, Span::wait, start, middle});
   step.spans->push_back({&op, Span::communicate, middle, end});
 }
@@ -49,7 +49,7 @@ void TokenBlocks::run(Team& team, const Step& step) {
   for (int64_t first = 0; first < step.batch.T; first += block_tokens_) {
     const Step block = step.block(first, std::min(block_tokens_, step.batch.T - first));
     for (const auto& op : ops_) {
-      run_traced(*op, team, block);
+      run_timed(*op, team, block);
       if (op->failed()) return;  // known to all threads alike: they met at the end of the operation
     }
   }
@@ -63,11 +63,11 @@ const Op* TokenBlocks::failed() const {
 
 const Op* Plan::run(Pool& pool, const Step& step) {
   for (const auto& op : ops_) op->prepare(step);
-  Step traced = step;
-  traced.spans = is_tracing_ ? &spans_ : nullptr;
+  Step timed = step;
+  timed.tally = &tally_, timed.spans = is_tracing_ ? &spans_ : nullptr;
   pool.run([&](Team& team) {
     for (const auto& op : ops_) {
-      run_traced(*op, team, traced);
+      run_timed(*op, team, timed);
       if (op->failed()) return;
     }
   });

@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "kernels.h"
 #include "pool.h"
+#include "tally.h"
 
 namespace tinycluster {
 
@@ -49,6 +50,7 @@ struct Step {
   Batch batch;
   uint8_t* arena;
   const Kernels* kernels;
+  Tally* tally = nullptr;              // where thread 0 adds up its time among other ranks
   std::vector<Span>* spans = nullptr;  // where thread 0 notes what it does, while tracing
   int64_t first_token = 0;             // a multiple of CODE_BLOCK
 
@@ -78,6 +80,8 @@ class Op {
   virtual const Op* failed() const { return failure() ? this : nullptr; }
   // Time spent waiting for other ranks so far; -1 for operations that speak to none.
   virtual int64_t waited_ns() const { return -1; }
+  // Whether its waiting is for the activations of the stage before.
+  virtual bool awaits_stage() const { return false; }
   // Whether its parts are traced, and not it.
   virtual bool is_traced_inside() const { return false; }
   const std::string& name() const { return name_; }
@@ -126,8 +130,9 @@ class RowGroup : public Op {
   std::vector<std::unique_ptr<RowOp>> ops_;
 };
 
-// Runs an operation in one thread of the team, and notes when, if the step is traced.
-void run_traced(Op& op, Team& team, const Step& step);
+// Runs an operation in one thread of the team. Thread 0 adds up its time among other ranks and, if the step is traced,
+// notes what it did when.
+void run_timed(Op& op, Team& team, const Step& step);
 
 // Operations that run block after block of tokens instead of one after the other over all tokens, so that what they
 // hand each other stays in the cache.
@@ -152,11 +157,13 @@ class Plan {
   // Null, or the operation that failed; its failure() says why.
   const Op* run(Pool& pool, const Step& step);
 
+  Tally::Times times() const { return tally_.times(); }
   void set_tracing(bool on) { is_tracing_ = on; }
   std::vector<Span> take_timeline() { return std::exchange(spans_, {}); }
 
  private:
   std::vector<std::unique_ptr<Op>> ops_;
+  Tally tally_;
   std::vector<Span> spans_;
   bool is_tracing_ = false;
 };

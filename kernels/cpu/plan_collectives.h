@@ -142,6 +142,7 @@ class Transfer : public Collective {
  public:
   Transfer(std::string name, const CollectiveTable* table, Buffer* x, size_t peer, bool is_send)
       : Collective(std::move(name), table), x_(x), peer_(peer), is_send_(is_send) {}
+  bool awaits_stage() const override { return !is_send_; }
 
  private:
   bool call(const CollectiveTable& table, const Step& step) override {

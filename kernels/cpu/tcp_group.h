@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tcp_stream.h"
+#include "traffic.h"
 #include "vigil.h"
 
 namespace tinycluster {
@@ -19,7 +20,8 @@ class TcpGroup {
   // fds[r] is the socket to rank r; this rank's own is not looked at.
   TcpGroup(const std::vector<int>& fds, std::size_t rank, std::uint64_t epoch, double timeout_s, double spin_us)
       : watch_{rank, timeout_s, std::chrono::nanoseconds(static_cast<std::int64_t>(spin_us * 1e3))},
-        streams_(fds.size()) {
+        streams_(fds.size()),
+        traffic_(fds.size()) {
     for (std::size_t r = 0; r < fds.size(); ++r)
       if (r != rank) streams_[r] = std::make_unique<TcpStream>(fds[r], rank, r, epoch, watch_.failure);
   }
@@ -27,6 +29,7 @@ class TcpGroup {
   std::size_t rank() const { return watch_.rank; }
   std::size_t size() const { return streams_.size(); }
   std::int64_t waited_ns() const { return watch_.waited_ns.load(std::memory_order_relaxed); }
+  std::vector<LinkBytes> traffic() const { return traffic_.links(); }
 
   // x (n,) becomes the sum over ranks; floats are added in rank order.
   template <class T>
@@ -95,6 +98,7 @@ class TcpGroup {
       Outgoing frame = stream.outgoing(Call::send, x, bytes);
       while (!stream.post(frame)) vigil.look_away([&] { return pending(stream, false, false); });
     });
+    traffic_.sent(to, bytes);
   }
 
   void recv(std::byte* x, std::size_t bytes, std::size_t source) {
@@ -110,6 +114,7 @@ class TcpGroup {
         }
       }
     });
+    traffic_.received(source, bytes);
   }
 
   // Ends every wait of this rank, from any thread, and its peers' waits for it.
@@ -199,6 +204,8 @@ class TcpGroup {
       }
       move_all(call, routes);
     });
+    for (std::size_t r = 0; r < size(); ++r)
+      if (r != rank()) traffic_.exchanged(r, flows[r].out_bytes, flows[r].in_bytes);
   }
 
   void move_all(Call call, std::vector<Route>& routes) {
@@ -254,6 +261,7 @@ class TcpGroup {
         }
       }
     });
+    traffic_.exchanged(1 - rank(), n * sizeof(T), n * sizeof(T));
   }
 
   template <class T>
@@ -300,6 +308,7 @@ class TcpGroup {
   Watch watch_;
   std::vector<std::byte> staging_, addends_;
   std::vector<std::unique_ptr<TcpStream>> streams_;
+  Traffic traffic_;
 };
 
 }  // namespace tinycluster

@@ -30,6 +30,17 @@ class TieredGroup {
   std::size_t size() const { return size_; }
   std::int64_t waited_ns() const { return node_.waited_ns() + (leaders_ ? leaders_->waited_ns() : 0); }
 
+  // With the ranks of this node and, among leaders, with the leaders of the others.
+  std::vector<LinkBytes> traffic() const {
+    std::vector<LinkBytes> links(size_);
+    const std::vector<LinkBytes> near = node_.traffic();
+    for (std::size_t place = 0; place < near.size(); ++place) links[nodes_[my_node_][place]] = near[place];
+    const std::vector<LinkBytes> far = leaders_ ? leaders_->traffic() : std::vector<LinkBytes>();
+    for (std::size_t node = 0; node < far.size(); ++node)
+      if (node != my_node_) links[nodes_[node].front()] = far[node];
+    return links;
+  }
+
   void all_reduce(std::int64_t* x, std::size_t n) {
     guarded([&] {
       node_.all_reduce(x, n);

@@ -17,6 +17,7 @@ import httpx
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.bench.metrics import Record
 from tinycluster.serve.bench.workload import BenchRequest
+from tinycluster.serve.options import authorization
 
 Clock = Callable[[], float]
 Send = Callable[[BenchRequest], Awaitable[Record]]
@@ -160,11 +161,14 @@ def _refusal(status: int, content: bytes) -> str:
     return f"HTTP {status}: {message}"
 
 
-def open_http(base_url: str, *, max_concurrency: int | None, timeout_s: float) -> httpx.AsyncClient:
+def open_http(
+    base_url: str, *, max_concurrency: int | None, timeout_s: float, key: str | None = None
+) -> httpx.AsyncClient:
     """A connection pool of at most MAX_SOCKETS; a request that waits for a socket waits as long as it must."""
     num_sockets = min(max_concurrency or MAX_SOCKETS, MAX_SOCKETS)
     return httpx.AsyncClient(
         base_url=base_url,
+        headers=authorization(key),
         limits=httpx.Limits(max_connections=num_sockets, max_keepalive_connections=num_sockets),
         timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
         trust_env=False,
@@ -175,6 +179,8 @@ async def served_models(http: httpx.AsyncClient) -> tuple[Mapping[str, Any], ...
     """The entries of `/v1/models`; ConfigError where no server answers, nothing where it has no such route."""
     try:
         response = await http.get("/v1/models")
+        if response.status_code == 401:
+            raise ConfigError(f"{http.base_url} wants a key that it knows: --api-key-file FILE")
         return tuple(response.json()["data"]) if response.is_success else ()
     except httpx.TransportError as error:
         raise ConfigError(f"no server answers at {http.base_url}: {_reason(error)}") from error

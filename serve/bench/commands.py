@@ -28,11 +28,13 @@ from tinycluster.serve.bench.speed_commands import growth, kernels, peers
 from tinycluster.serve.console import own_stdout
 from tinycluster.serve.options import (
     ConfigArgument,
+    KeyFileOption,
     LocalOption,
     PipelineOption,
     SetOption,
     TensorOption,
     WeightsOption,
+    api_key,
     load,
     mesh_overrides,
 )
@@ -57,6 +59,7 @@ class Dataset(StrEnum):
 def serve(
     base_url: str = typer.Option("http://127.0.0.1:8000", help="The server, without the endpoint."),
     endpoint: str = typer.Option("/v1/completions", help="/v1/completions or /v1/chat/completions."),
+    api_key_file: KeyFileOption = None,
     model: str | None = typer.Option(None, help="Model name; by default the first that the server lists."),
     dataset_name: Dataset = typer.Option(Dataset.random, help="Where prompts come from."),
     dataset_path: Path | None = typer.Option(None, help="File of the sharegpt (JSON) or custom (JSON Lines) dataset."),
@@ -128,6 +131,7 @@ def _load_options(given: Mapping[str, Any]) -> LoadOptions:
         "goodput": parse_goodput([*given["goodput"], *(given["more_goodput"] or ())]),
         "metrics": parse_metrics(given["percentile_metrics"]),
         "percentiles": parse_percentiles(given["metric_percentiles"]),
+        "key": api_key(given["api_key_file"]),
     }
     return LoadOptions(**same_name | built)
 

@@ -59,6 +59,7 @@ class LoadOptions:
     metrics: tuple[Metric, ...] = METRICS
     percentiles: tuple[float, ...] = (50, 90, 99)
     timeout_s: float = 600.0
+    key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -80,7 +81,7 @@ async def run(options: LoadOptions, *, clock: Clock, on_done: Callable[[int], No
     rng = np.random.default_rng(options.seed)
     arrivals_s = arrival_times(rng, options.num_prompts, options.request_rate, options.burstiness)
     async with open_http(
-        options.base_url, max_concurrency=options.max_concurrency, timeout_s=options.timeout_s
+        options.base_url, max_concurrency=options.max_concurrency, timeout_s=options.timeout_s, key=options.key
     ) as http:
         model = await choose_model(http, options.model)
         target = Target(options.endpoint, str(model["id"]), options.ignore_eos, options.temperature)

@@ -72,7 +72,7 @@ def paths_that_take_bodies() -> list[str]:
     return [
         path
         for path, route in routes()
-        if "POST" in (route.methods or ()) and "requestBody" in described[route.path.replace(":path", "")]["post"]
+        if "POST" in (route.methods or ()) and "requestBody" in described[route.path_format]["post"]
     ]
 
 

@@ -31,10 +31,12 @@ GOOD = json.dumps({"prompt": "good", "max_tokens": 4, "temperature": 0}).encode(
 
 
 class Victim:
-    """A server in a process of its own (victim.py). Leave the context to end it."""
+    """A server in a process of its own (victim.py). Leave the context to end it. `key` opens it, if it has keys."""
 
-    def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: IO[str], key: str) -> None:
         self._process, self._log = process, log
+        self.authorization = b"Authorization: Bearer %b\r\n" % key.encode() if key else b""
+        """A header line."""
         self.url = self._line()
         host, _, port = self.url.removeprefix("http://").rpartition(":")
         self.address = (host, int(port))
@@ -105,7 +107,7 @@ class Victim:
         assert self.take_log() == ""
 
     def _check_good(self) -> None:
-        reply = exchange(self.address, request("POST", "/v1/completions", body=GOOD))
+        reply = exchange(self.address, request("POST", "/v1/completions", self.authorization, body=GOOD))
         assert reply.status == 200, reply
         self.wait_until_idle()
 
@@ -150,12 +152,12 @@ class _Bystander:
 
 
 @contextmanager
-def victim(options: Mapping[str, Any], *python: str, hash_seed: str = "random") -> Iterator[Victim]:
+def victim(options: Mapping[str, Any], *python: str, hash_seed: str = "random", key: str = "") -> Iterator[Victim]:
     """`python` are options of the interpreter."""
     with TemporaryFile("a+") as log, _started(options, python, hash_seed, log) as process:
         assert process.stdin is not None
         try:
-            yield Victim(process, log)
+            yield Victim(process, log, key)
         finally:
             process.stdin.close()
             assert process.wait(SETTLE_S) == 0

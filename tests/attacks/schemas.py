@@ -8,8 +8,11 @@ from typing import Any
 import jsonschema
 from pydantic import BaseModel
 
+from tinycluster.serve.conversation_fields import CreateConversation, CreateItems, UpdateConversation
+from tinycluster.serve.new_key import NewKey
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest
 from tinycluster.serve.responses_fields import ResponsesRequest
+from tinycluster.serve.sessions_fields import ChatTurn, Fork, Import
 from tinycluster.serve.tokenize import DetokenizeRequest, TokenizeRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -17,10 +20,23 @@ BODIES: Mapping[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatRequest, {"messages": HELLO, "max_tokens": 2}),
     "/v1/completions": (CompletionRequest, {"prompt": "good", "max_tokens": 2}),
     "/v1/responses": (ResponsesRequest, {"input": "good", "max_output_tokens": 2}),
+    "/v1/conversations": (CreateConversation, {"items": HELLO}),
+    "/v1/conversations/absent": (UpdateConversation, {"metadata": {"a": "b"}}),
+    "/v1/conversations/absent/items": (CreateItems, {"items": HELLO}),
+    "/api/chat": (ChatTurn, {"input": "good", "max_tokens": 2}),
+    "/api/sessions/absent/fork": (Fork, {}),
+    "/api/sessions/import": (
+        Import,
+        {"document": {"format": "tinycluster.sessions", "version": 1, "sessions": [{"title": "good"}]}},
+    ),
+    "/api/keys": (NewKey, {"name": "good"}),
     "/tokenize": (TokenizeRequest, {"prompt": "good"}),
     "/detokenize": (DetokenizeRequest, {"tokens": [65]}),
 }
-"""The model of each route's body, and a body that it answers with 200."""
+"""The model of each route's body, and a body that is right."""
+STATUSES = {"/api/keys": 403, **{path: 404 for path in BODIES if "absent" in path}}
+"""What a right body is answered with, where that is not 200: without keys none are made over HTTP, and a path may lead
+nowhere."""
 
 # One value of each JSON type, in the schemas' words; an integer is a number too.
 EXAMPLES: Mapping[str, tuple[Any, ...]] = {

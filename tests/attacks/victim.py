@@ -19,8 +19,10 @@ from tinycluster.cluster.config import Settings
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import ContextLengthError
 from tinycluster.serve.app import create_app
+from tinycluster.serve.configure import configure
 from tinycluster.serve.connection import ConnectionLimits
 from tinycluster.serve.http_server import HttpServer
+from tinycluster.serve.key_guard import KeyGuard
 from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.registry import ModelRegistry
 
@@ -63,6 +65,16 @@ def engine_of(options: dict[str, Any], running: ExitStack) -> Any:
     return engine
 
 
+def with_keys(options: dict[str, Any]) -> Settings:
+    server = {"auth": "keys", "allowed_hosts": options.get("allowed_hosts", [])}
+    model, storage = {"name": "fake", "source": "nowhere"}, {"url": options["storage_url"]}
+    # Beside the database, and not in the developer's home.
+    telemetry = {"log_dir": str(Path(storage["url"].removeprefix("sqlite:///")).parent / "logs")}
+    local = {"cluster": {"address": "local"}, "telemetry": telemetry}
+    tree = {"models": [model], **local, "server": server, "storage": storage}
+    return Settings.model_validate(tree)
+
+
 def main() -> None:
     options = json.loads(sys.argv[1])
     events, registry = Events(), ModelRegistry()
@@ -74,6 +86,10 @@ def main() -> None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options["send_buffer_bytes"])
         app = create_app(registry)
         app.state.allowed_hosts = tuple(options.get("allowed_hosts", ()))
+        if "storage_url" in options:
+            running.enter_context(configure(app, with_keys(options)))
+        if "max_wrong_keys" in options:
+            app.state.guard = KeyGuard(app.state.storage.keys, registry, max_wrong_keys=options["max_wrong_keys"])
         server = HttpServer(app, listener, ConnectionLimits(**options.get("limits", {})))
         running.callback(server.stop)
         running.callback(server.drain)

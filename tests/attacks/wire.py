@@ -69,7 +69,7 @@ def exchange(address: tuple[str, int], raw: bytes | Iterable[bytes], *, has_body
 
 
 def read_reply(connection: socket.socket, *, has_body: bool = True) -> Reply:
-    """The next answer. `has_body` False: to a HEAD request."""
+    """The next answer; of a stream that never ends its first event. `has_body` False: to a HEAD request."""
     received = b""
     while b"\r\n\r\n" not in received:
         part = receive(connection)
@@ -88,6 +88,8 @@ def read_reply(connection: socket.socket, *, has_body: bool = True) -> Reply:
             is_closed = True
             break
         body += part
+        if b"event: snapshot\n" in body and b"\n\n" in body:
+            break
     return Reply(int(first.split()[1]), headers, body, is_closed)
 
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from tinycluster.cluster.config import Settings, load_settings, parse_memory, parse_override
+from tinycluster.cluster.web_address import origin_of
 from tinycluster.engine.errors import ConfigError
 
 MODEL = "models:\n  - {name: a, source: /models/a, mesh: {tensor: 2}, kv_cache: {memory: 1GiB}}\n"
@@ -115,7 +116,7 @@ def test_a_flag_of_another_form_is_refused(text: str) -> None:
         ("limits=3", "models.0.limits must be a mapping, got 3"),
         ("limits.max_running.x=3", "models.0.limits.max_running must be a whole number, got {'x': 3}"),
         ("server.port=70000", "server.port must be less than or equal to 65535, got 70000"),
-        ("server.front=nginx", 'server.front must be "direct", "proxy" or "haproxy", got \'nginx\''),
+        ("server.front=nginx", 'server.front must be "direct" or "proxy", got \'nginx\''),
         ("cluster.step_timeout=0", "cluster.step_timeout must be greater than 0, got 0"),
     ],
 )
@@ -164,3 +165,48 @@ def test_allowed_hosts_are_bare_names(file: Path) -> None:
     for value in ("http://a.example", "a.example:80", "", "*.example.com"):
         with pytest.raises(ConfigError, match=r"server\.allowed_hosts"):
             load_settings(file, {"server.allowed_hosts": [value]})
+
+
+@pytest.mark.parametrize("key", ["server.content_filter.url", "telemetry.otlp_endpoint"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "ftp://a/", "http://", "http://:80", "http://s3cret@a:abc", "http://a:99999", "http://[::1", "http://a\nb"],
+)
+def test_an_address_that_nobody_can_be_asked_at_is_refused_without_its_secrets(file: Path, key: str, url: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: needs a URL like https://host:8080/path$") as refused:
+        load_settings(file, {key: url})
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@filter.lan/x?token=y", "https://[::1]:8080", "http://10.0.0.1:1/v1"])
+def test_an_address_is_shown_without_its_secrets(file: Path, url: str) -> None:
+    assert load_settings(file, {"telemetry.otlp_endpoint": url}).telemetry.otlp_endpoint == url
+    shown = {"http://me:s3cret@filter.lan/x?token=y": "http://filter.lan", "http://10.0.0.1:1/v1": "http://10.0.0.1:1"}
+    assert origin_of(url) == shown.get(url, url)
+
+
+def settings_with(**sections: object) -> Settings:
+    return Settings.model_validate({"models": [{"name": "a", "source": "a.gguf"}], **sections})
+
+
+def test_files_are_those_of_the_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas run in other folders."""
+    folder = tmp_path / "100 % mine?"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = settings_with(
+        server={"tls": {"certificate": "c.pem", "key": "~/k.pem"}},
+        storage={"url": "sqlite:///data/chat%20s.db"},
+        telemetry={"log_dir": "logs"},
+    )
+    assert settings.server.tls is not None
+    assert settings.server.tls.certificate == folder / "c.pem"
+    assert settings.server.tls.key == tmp_path / "k.pem"
+    assert settings.storage.url == f"sqlite:///{tmp_path}/100 %25 mine%3F/data/chat%20s.db"
+    assert settings.telemetry.log_dir == folder / "logs"
+
+
+@pytest.mark.parametrize("url", ["sqlite:////data/x.db", "sqlite:///~/x.db", "memory", "postgresql://a:b@c/d", None])
+def test_a_url_that_names_its_place_stays_as_it_is(url: str | None) -> None:
+    assert settings_with(storage={"url": url}).storage.url == url

@@ -22,12 +22,15 @@ from ray.cluster_utils import Cluster
 
 from tests.cluster.engines import GREEDY, SAMPLED, Answer, answer_all, answers, engine_for, prompt_of, settings_for
 from tests.cluster.processes import WAIT_S, rank_pids, shared_memory_files, watched
+from tests.cluster.reports import Reports
 from tinycluster.cluster import ray as ray_module
 from tinycluster.cluster.driver import Engine
 from tinycluster.cluster.handshake import Credentials, Listener
 from tinycluster.cluster.launch import start_engine
+from tinycluster.cluster.log_file import LogOptions
 from tinycluster.cluster.quiet_ray import ray
 from tinycluster.cluster.ray import RayRanks
+from tinycluster.cluster.ray_nodes import ray_nodes
 from tinycluster.engine.errors import PlacementError, UnavailableError
 from tinycluster.engine.request import SamplingParams
 
@@ -122,6 +125,28 @@ def test_ranks_in_processes_of_their_own_send_their_timelines_on_the_drivers_clo
         assert one.step_id == other.step_id
         # They meet in every step.
         assert start_ns < max(one.start_ns, other.start_ns) < min(one.end_ns, other.end_ns) < end_ns
+
+
+def test_ranks_on_two_nodes_report_their_time_and_traffic_and_write_logs(tiny_model: Path, tmp_path: Path) -> None:
+    settings = settings_for(tiny_model, address="auto", mesh={"tensor": 2, "pipeline": 2})
+    logs = LogOptions(tmp_path / "logs")
+    with closing(start_engine(settings.models[0], settings, logs=logs)) as engine:
+        reports = Reports(engine)
+        answer_all(engine, PROMPTS, GREEDY)
+        told = reports.next()
+        places = [card.place for card in engine.model.ranks]
+        assert [place.pid for place in places] == rank_pids(engine)
+        hosts = nodes_of(engine)
+    nodes = {node.node_id: node for node in ray_nodes()}
+    assert {(node.num_cpus, node.is_alive) for node in nodes.values()} == {(2, True)}
+    assert [nodes[place.node_id].address for place in places] == hosts
+    bytes_of = {(rank, link.peer): link for rank, report in enumerate(told) for link in report.links}
+    assert set(bytes_of) == {(0, 1), (1, 0), (2, 3), (3, 2), (0, 2), (2, 0), (1, 3), (3, 1)}
+    assert all(bytes_of[b, a].received_bytes == link.sent_bytes for (a, b), link in bytes_of.items())
+    assert all(report.compute_ns > 0 < report.wait_ns for report in told)
+    assert [report.bubble_ns > 0 for report in told] == [False, False, True, True]
+    for rank in range(4):
+        assert f"rank {rank} is ready" in (tmp_path / "logs" / f"rank-{rank}.log").read_text()
 
 
 def test_a_mesh_that_does_not_fit_says_what_is_missing(tiny_model: Path) -> None:

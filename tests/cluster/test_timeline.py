@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from tests.cluster.engines import GREEDY, answer_all, engine_for, prompt_of
 from tinycluster.cluster.messages import EncodedTimeline, ProtocolError
+from tinycluster.cluster.rank_clock import RankClock
 from tinycluster.cluster.timeline import StepRecorder, Timeline, TracedStep, decode_timeline, encode_timeline
 from tinycluster.engine.request import Row, SamplingParams, StepPlan
-from tinycluster.kernels.executor import Span
+from tinycluster.kernels.executor import AmongRanks, Span
 
 SPANS = (
     Span("größer", "compute", 21, 24),
@@ -86,7 +87,7 @@ def plan_of(step_id: int, *num_tokens: int) -> StepPlan:
 
 def test_only_steps_while_tracing_is_on_are_written_down_and_each_waits_from_the_end_of_the_one_before() -> None:
     runner = ScriptedRunner()
-    recorder = StepRecorder(runner)
+    recorder = StepRecorder(runner, RankClock(lambda: AmongRanks(0, 0, 0)))
     for step_id in (1, 2, 3, 4):
         if step_id == 2:
             recorder.start()

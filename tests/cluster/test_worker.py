@@ -23,6 +23,7 @@ from tinycluster.cluster.worker import ControlledChannel, Neighbours, Worker
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
 from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.request import StepPlan, StepResult
+from tinycluster.kernels.executor import AmongRanks
 from tinycluster.parallel.communicator import CollectiveError
 
 
@@ -82,6 +83,9 @@ def test_an_own_end_is_not_the_drivers(ends: tuple[TcpChannel, TcpChannel]) -> N
 class ScriptedRunner:
     def __init__(self, outcome: StepResult | Exception | None) -> None:
         self._outcome = outcome
+
+    def times(self) -> AmongRanks:
+        return AmongRanks(0, 0, 0)
 
     def run(self, plan: StepPlan) -> StepResult | None:
         if isinstance(self._outcome, Exception):

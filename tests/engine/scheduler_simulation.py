@@ -287,6 +287,7 @@ def random_options(rng: random.Random) -> RequestOptions:
         client=rng.choice(CLIENTS),
         cache_salt=rng.choice(["", "", "", "salt"]),
         report_progress=rng.random() < 0.1,
+        session_id=rng.choice(["", "", "session"]),
     )
 
 

@@ -135,3 +135,55 @@ def test_the_end_of_a_text_is_evicted_before_its_beginning() -> None:
     pool.free(blocks)
     assert pool.allocate(1) == (blocks[1],)
     assert pool.find(first) is not None
+
+
+def leave(pool: BlockPool, number: int, *, of_conversation: bool) -> Prefix:
+    """A block whose content is its number, which its only owner has left."""
+    (block,) = pool.allocate(1) or ()
+    pool.remember(text((number, number)), block)
+    pool.free([block], of_conversation=of_conversation)
+    return text((number, number))
+
+
+def test_what_a_conversation_left_outlasts_what_came_later_without_one() -> None:
+    pool = BlockPool(num_blocks=6, block_tokens=2)
+    kept = [leave(pool, number, of_conversation=True) for number in range(2)]
+    others = [leave(pool, number, of_conversation=False) for number in range(2, 6)]
+    taken = [pool.allocate(1) or () for _ in range(5)]
+    assert [pool.find(prefix) is not None for prefix in (*kept, *others)] == [False, True] + [False] * 4
+    pool.check(taken)
+
+
+def test_conversations_take_no_more_than_their_share_from_others() -> None:
+    pool = BlockPool(num_blocks=8, block_tokens=2)
+    other = leave(pool, 0, of_conversation=False)
+    kept = [leave(pool, number, of_conversation=True) for number in range(1, 8)]
+    assert len(pool.allocate(3) or ()) == 3
+    assert [pool.find(prefix) is not None for prefix in (other, *kept)] == [True] + [False] * 3 + [True] * 4
+    assert len(pool.allocate(1) or ()) == 1
+    assert pool.find(other) is None
+
+
+def test_the_conversation_that_was_idle_for_longest_is_forgotten_first() -> None:
+    pool = BlockPool(num_blocks=2, block_tokens=2)
+    first, second = (leave(pool, number, of_conversation=True) for number in range(2))
+    found = pool.find(first)
+    assert found is not None
+    pool.share([found[0]])
+    pool.free([found[0]])
+    assert len(pool.allocate(1) or ()) == 1
+    assert [pool.find(first) is not None, pool.find(second) is not None] == [True, False]
+
+
+def test_a_block_that_two_share_is_a_conversations_if_one_of_them_is() -> None:
+    for first_leaves_as_conversation in (False, True):
+        pool = BlockPool(num_blocks=3, block_tokens=2)
+        (block,) = pool.allocate(1) or ()
+        shared = text((9, 9))
+        pool.remember(shared, block)
+        pool.share([block])
+        pool.free([block], of_conversation=first_leaves_as_conversation)
+        pool.free([block], of_conversation=not first_leaves_as_conversation)
+        other = leave(pool, 1, of_conversation=False)
+        assert len(pool.allocate(2) or ()) == 2
+        assert [pool.find(shared) is not None, pool.find(other) is not None] == [True, False]

@@ -52,8 +52,14 @@ MUTANTS = (
     Mutant(
         "a released block is not given back",
         "block_tables",
-        "self._pool.free(request.owned_blocks)",
-        "self._pool.free(request.owned_blocks[1:])",
+        "self._pool.free(request.owned_blocks, of",
+        "self._pool.free(request.owned_blocks[1:], of",
+    ),
+    Mutant(
+        "a conversation's block that is shared stays among those that nobody owns",
+        "block_pool",
+        "            self._kept.pop(block, None)\n",
+        "",
     ),
     Mutant(
         "the first in place is preempted",
@@ -95,8 +101,8 @@ MUTANTS = (
     Mutant(
         "a shared block gets no owner",
         "block_pool",
-        "            self._unused.pop(block, None)\n            self._num_owners[block] += 1\n",
-        "            self._unused.pop(block, None)\n",
+        "            self._kept.pop(block, None)\n            self._num_owners[block] += 1\n",
+        "            self._kept.pop(block, None)\n",
     ),
     Mutant(
         "an evicted block is still found",

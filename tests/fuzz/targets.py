@@ -22,14 +22,26 @@ from tinycluster.engine.errors import CheckpointError, RequestError
 from tinycluster.engine.models.registry import weight_specs
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.serve.body import parse_object
+from tinycluster.serve.conversation_fields import CreateConversation, CreateItems, UpdateConversation
+from tinycluster.serve.fields import validated
+from tinycluster.serve.new_key import NewKey
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
 from tinycluster.serve.responses_fields import parse_responses
+from tinycluster.serve.responses_items import validated_items
+from tinycluster.serve.sessions_fields import parse_fork, parse_import, parse_turn
 from tinycluster.serve.tokenize import parse_detokenize, parse_tokenize
 
 PARSERS: Mapping[str, Callable[[dict[str, Any]], object]] = {
     "/v1/chat/completions": partial(parse, ChatRequest),
     "/v1/completions": partial(parse, CompletionRequest),
     "/v1/responses": parse_responses,
+    "/v1/conversations": partial(validated_items, CreateConversation),
+    "/v1/conversations/absent": partial(validated_items, UpdateConversation),
+    "/v1/conversations/absent/items": partial(validated_items, CreateItems),
+    "/api/chat": parse_turn,
+    "/api/sessions/absent/fork": parse_fork,
+    "/api/sessions/import": parse_import,
+    "/api/keys": partial(validated, NewKey),
     "/tokenize": parse_tokenize,
     "/detokenize": parse_detokenize,
 }

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.serve.fake_engine import FakeEngine
+from tests.serve.fake_engine import FakeEngine, WholeChat
 from tinycluster.serve.app import create_app
 from tinycluster.serve.http_server import HttpServer
 from tinycluster.serve.listener import listen, url_of
@@ -53,4 +53,11 @@ def fake_url() -> Iterator[str]:
 @pytest.fixture
 def client(fake_url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=fake_url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def chat(start_server: StartServer) -> Iterator[httpx.Client]:
+    """A server whose answers repeat the whole conversation, so that they show what the prompt was."""
+    with httpx.Client(base_url=start_server(FakeEngine(tokenizer=WholeChat())), timeout=20) as client:
         yield client

@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinycluster.cluster.generation import Delta
+from tinycluster.cluster.model_card import ModelCard
+from tinycluster.cluster.rank_card import Place, RankCard
+from tinycluster.cluster.rank_times import RankTimes
 from tinycluster.cluster.statistics import CacheUse, EngineStatistics
 from tinycluster.engine.errors import ContextLengthError, DeadlineError, QueueFullError, UnavailableError
 from tinycluster.engine.models.spec import ModelConfig
 from tinycluster.engine.request import FinishReason, PromptProgress, RequestOptions, SamplingParams, TokenLogprobs
+from tinycluster.parallel.mesh import Mesh
 
 ALONE = RequestOptions()
 USE = CacheUse(num_blocks=8, block_tokens=16, num_free=5, num_used=2, num_cached=1)
 TINY = ModelConfig("llama", 256, 8, 8, 1, 1, 1, 8, 1e-5, 1000)
+RANK = RankCard(0, 0, 0, Place("local", "here", 1, 2), "cpu", 1, 1, 4, range(1), 1000, 2000)
 END = 0
 """A control token: it has no text."""
 NUM_CACHED = 2
@@ -99,6 +104,14 @@ class FakeEngine:
     cache_use: CacheUse = USE
     num_waiting: int = 0
     num_preemptions: int = 0
+    client_weights: Mapping[str, float] = field(default_factory=dict)
+    mesh: Mesh = field(default_factory=Mesh)
+    rank_times: RankTimes = field(default_factory=lambda: RankTimes(1, 0.0))
+    has_failed: bool = False
+
+    @property
+    def model(self) -> ModelCard:
+        return ModelCard(self.name, self.config, self.tokenizer, self.mesh, self.max_model_len, (RANK,))
 
     @property
     def num_running(self) -> int:
@@ -111,6 +124,9 @@ class FakeEngine:
         self, prompt_token_ids: Sequence[int], sampling: SamplingParams, options: RequestOptions = ALONE
     ) -> FakeGeneration:
         return self.submit_choices(prompt_token_ids, [sampling], options)[0]
+
+    def weigh_clients(self, weights: Mapping[str, float]) -> None:
+        self.client_weights = weights
 
     def check_room(self) -> None:
         if self.is_full:
@@ -139,6 +155,8 @@ class FakeEngine:
 
 
 class FakeGeneration:
+    scheduled_s: float | None = None
+
     def __init__(
         self,
         engine: FakeEngine,

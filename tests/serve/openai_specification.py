@@ -24,6 +24,10 @@ SERVED = {
     "/responses/{response_id}": ("get", "delete"),
     "/responses/{response_id}/cancel": ("post",),
     "/responses/{response_id}/input_items": ("get",),
+    "/conversations": ("post",),
+    "/conversations/{conversation_id}": ("get", "post", "delete"),
+    "/conversations/{conversation_id}/items": ("get", "post"),
+    "/conversations/{conversation_id}/items/{item_id}": ("get", "delete"),
 }
 
 

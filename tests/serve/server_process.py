@@ -20,6 +20,8 @@ from tinycluster.engine.source import default_cache_dir
 
 STOP_LIMIT_S = 10.0
 """What a signal may take; the wait itself is the check."""
+FOREIGN_PLACES = ("RAY_ADDRESS", "XDG_DATA_HOME", "XDG_STATE_HOME")
+"""The developer's own, where a server must neither look nor write."""
 
 
 class ServerProcess:
@@ -33,6 +35,8 @@ class ServerProcess:
         if match is None:
             raise RuntimeError(f"{self.ready_line!r}, exit code {process.wait()}: {self.errors()}")
         self.url = match[1]
+
+    environment: Mapping[str, str]
 
     def errors(self) -> str:
         self._stderr.seek(0)
@@ -65,7 +69,7 @@ def own_environment() -> Iterator[dict[str, str]]:
         home = Path(folder) / "home"
         home.mkdir()
         own = {"HOME": str(home), "RAY_TMPDIR": folder, "XDG_CACHE_HOME": str(default_cache_dir().parent)}
-        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN_PLACES}
         yield {**inherited, **own, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -87,6 +91,7 @@ def running_server(*arguments: str, environment: Mapping[str, str]) -> Iterator[
         server = None
         try:
             server = ServerProcess(process, stderr, mark)
+            server.environment = environment
             yield server
         finally:
             if server is not None:

@@ -48,8 +48,12 @@ def test_local_mode_never_imports_ray(smollm2_path: Path) -> None:
         (["serve", "smollm2", "--tensor", "0"], "tensor"),
         (["serve", "smollm2", "--weights", "q5"], "weights"),
         (["serve", "smollm2", "--local", "--host", "256.1.1.1"], "256.1.1.1"),
-        (["serve", "smollm2", "--front", "haproxy"], "server.front must be direct or proxy, got haproxy"),
+        (["serve", "smollm2", "--front", "haproxy"], 'server.front must be "direct" or "proxy", got \'haproxy\''),
         (["serve", "smollm2", "--set", "server.replicas=2"], "server.front must be proxy for several replicas"),
+        (
+            ["serve", "smollm2", "--front", "proxy", "--set", "server.replicas=2"],
+            "storage.url must be postgresql://… for 2 replicas",
+        ),
         (["generate", "smollm2", "--local", "--prompt", "x", "--set", "source=/no/such.gguf"], "/no/such.gguf"),
         (["generate", "smollm2", "--prompt", "x", "--grammar", "/no/such.ebnf"], "--grammar /no/such.ebnf: No such"),
         (

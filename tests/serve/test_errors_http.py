@@ -11,7 +11,7 @@ import pytest
 
 from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeEngine
-from tinycluster.serve.body import MAX_BODY_BYTES
+from tinycluster.serve.body import MAX_BODY_BYTES, MAX_DEPTH
 
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
@@ -28,6 +28,10 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     assert "Traceback" not in message
     assert "pydantic" not in message
     return dict(body["error"])
+
+
+def nested_in_an_object(num_arrays: int) -> bytes:
+    return b'{"prompt": [1], "max_tokens": 1, "user": "]", "metadata": ' + b"[" * num_arrays + b"]" * num_arrays + b"}"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,10 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         (b'{"a": 1, "a": 2}', "same key twice"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
         (b'{"a": ' + b"1" * 100_000 + b"}", "number is too long"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b'{"temperature": 1e999}', "number that is too large"),
+        (b'{"messages": [-1e400]}', "number that is too large"),
+        (b"[" * 100_000, "nested more than"),
+        (nested_in_an_object(MAX_DEPTH), "nested more than"),
     ],
 )
 def test_a_body_that_is_no_json_object_is_a_400(client: httpx.Client, body: bytes, words: str) -> None:
@@ -71,6 +78,12 @@ def test_a_charset_after_the_media_type_is_fine(client: httpx.Client) -> None:
 def test_a_compressed_body_is_a_415(client: httpx.Client) -> None:
     headers = JSON | {"content-encoding": "gzip"}
     error_of(client.post(CHAT, content=gzip.compress(b'{"messages": []}'), headers=headers), 415)
+
+
+def test_a_body_at_the_limit_of_depth_is_checked_further(client: httpx.Client) -> None:
+    content = nested_in_an_object(MAX_DEPTH - 1)
+    error = error_of(client.post("/v1/completions", content=content, headers=JSON), 400)
+    assert "metadata" in error["message"]
 
 
 def body_of(num_bytes: int) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,6 +11,8 @@ from prometheus_client.samples import Sample
 
 from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeEngine
+from tests.system_packages import needed
+from tinycluster.cluster.rank_report import LinkBytes, RankReport
 from tinycluster.engine.speculation import DraftCounts
 
 # The names of vLLM's metrics that dashboards and autoscalers read, with the types that vLLM gives them.
@@ -39,6 +43,24 @@ NAMES = {
     "cache_config_info": "gauge",
     "startup_time_seconds": "gauge",
 }
+OURS = {
+    "rank_compute_seconds": "counter",
+    "rank_communication_seconds": "counter",
+    "rank_wait_seconds": "counter",
+    "rank_idle_seconds": "counter",
+    "pipeline_bubble_seconds": "counter",
+    "link_sent_bytes": "counter",
+    "link_received_bytes": "counter",
+    "recoveries": "counter",
+    "recovery_seconds": "histogram",
+    "event_loop_lag_seconds": "gauge",
+}
+
+
+VLLMS = {
+    "metric names should not contain ':'",
+    'non-counter metrics should not have "_total" suffix',
+}
 
 
 def scrape(url: str) -> list[Sample]:
@@ -56,10 +78,56 @@ def values(samples: list[Sample], name: str, **labels: str) -> list[float]:
     ]
 
 
-def test_every_name_and_type_of_vllm_is_there(client: httpx.Client) -> None:
+def test_every_name_and_type_of_vllm_and_of_ours_is_there(client: httpx.Client) -> None:
     families = text_string_to_metric_families(client.get("/metrics").text)
     types = {family.name.removeprefix("tinycluster:"): family.type for family in families}
-    assert {name: types.get(name) for name in NAMES} == NAMES
+    assert {name: types.get(name) for name in NAMES | OURS} == NAMES | OURS
+    process = {"process_resident_memory_bytes": "gauge", "process_open_fds": "gauge", "process_cpu_seconds": "counter"}
+    assert {name: types.get(name) for name in process} == process
+
+
+def test_promtool_finds_nothing_but_the_names_that_we_share_with_vllm(client: httpx.Client) -> None:
+    """The colon is in all of vLLM's names, and a histogram of theirs ends in _total."""
+    promtool = needed("promtool")
+    engine_like = client.get("/metrics").text
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=engine_like, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 3), done.stderr
+    findings = {line.split(" ", 1)[1] for line in done.stderr.splitlines() if line.startswith("tinycluster:")}
+    others = [line for line in done.stderr.splitlines() if not line.startswith("tinycluster:")]
+    assert (findings, others) == (VLLMS, [])
+
+
+def test_promtool_refuses_what_is_not_the_text_format() -> None:
+    broken = "# TYPE a counter\na{b=} 1\n"
+    done = subprocess.run(
+        [needed("promtool"), "check", "metrics"], input=broken, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+
+
+def test_a_ranks_times_and_links_are_told_apart_by_rank_stage_and_node(start_server: StartServer) -> None:
+    engine = FakeEngine("a")
+    links = (LinkBytes(1, 700, 900), LinkBytes(2, 5, 0))
+    engine.rank_times.take(0, RankReport(10**10, 4 * 10**9, 10**9, 2 * 10**9, 3 * 10**9, 5 * 10**8, links), 0.0)
+    samples = scrape(start_server(engine))
+    rank = {"model_name": "a", "rank": "0", "stage": "0", "node": "here"}
+    expected = {
+        "rank_compute_seconds": 4,
+        "rank_communication_seconds": 1,
+        "rank_wait_seconds": 2,
+        "rank_idle_seconds": 3,
+        "pipeline_bubble_seconds": 0.5,
+    }
+    assert {name: values(samples, f"{name}_total", **rank) for name in expected} == {
+        n: [v] for n, v in expected.items()
+    }
+    assert values(samples, "link_sent_bytes_total", rank="0", peer="1") == [700]
+    assert values(samples, "link_received_bytes_total", rank="0", peer="1") == [900]
+    assert values(samples, "link_sent_bytes_total", rank="0", peer="2") == [5]
+    assert values(samples, "recoveries_total") == [0]
+    assert values(samples, "recovery_seconds_count") == [0]
 
 
 def test_samples_are_told_apart_by_the_models_name(start_server: StartServer) -> None:
@@ -108,14 +176,16 @@ def test_free_used_and_cached_blocks_are_all_blocks(client: httpx.Client, fake_u
     assert values(samples, "cache_config_info", block_size="16", num_gpu_blocks="8") == [1]
 
 
-def test_a_server_without_a_model_has_no_samples(start_server: StartServer) -> None:
-    assert scrape(start_server()) == []
+def test_a_server_without_a_model_has_samples_of_its_process_only(start_server: StartServer) -> None:
+    names = {sample.name for sample in scrape(start_server())}
+    assert "process_resident_memory_bytes" in names
+    assert {name for name in names if not name.startswith("process_")} == {"tinycluster:event_loop_lag_seconds"}
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "größe"])
 def test_any_name_of_a_model_is_read_back(start_server: StartServer, name: str) -> None:
     samples = scrape(start_server(FakeEngine(name)))
-    assert {sample.labels["model_name"] for sample in samples} == {name}
+    assert {sample.labels["model_name"] for sample in samples if "model_name" in sample.labels} == {name}
 
 
 def test_every_counter_shows_its_own_number(start_server: StartServer) -> None:

@@ -233,8 +233,13 @@ def test_neutral_values_of_unsupported_fields_and_unknown_fields_are_fine() -> N
 
 
 def test_fields_that_change_nothing_are_accepted() -> None:
-    fields = {"user": "someone", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "session_id": "s"}
+    fields = {"user": "someone", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
     assert parse(ChatRequest, {"messages": HELLO, **fields}).options("", None) == RequestOptions()
+
+
+def test_the_engine_learns_which_conversation_a_request_continues() -> None:
+    body = parse(ChatRequest, {"messages": HELLO, "session_id": "s"})
+    assert body.options("", None) == RequestOptions(session_id="s")
 
 
 def samplings(kind: type[Any], **body: Any) -> list[SamplingParams]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from tests.serve.openai_specification import violations
 from tests.serve.strict_types import conforms
 from tinycluster.cluster.generation import Delta
+from tinycluster.engine.errors import UnavailableError
 from tinycluster.engine.tool_calls import tool_call_parser
 from tinycluster.serve.errors import ErrorReply
 from tinycluster.serve.responses_events import ResponseEvents, new_response
@@ -26,7 +29,12 @@ def response_events(*, finds_calls: bool = False) -> tuple[ResponseEvents, list[
     ends: list[str] = []
     response = new_response(asked, "fake", 1)
     parser = tool_call_parser("hermes", ["add"]) if finds_calls else None
-    return ResponseEvents(response, lambda: 2.5, lambda: ends.append(response["status"]), parser), ends
+
+    async def keep(ended: Mapping[str, Any]) -> None:
+        assert response["status"] == "in_progress"
+        ends.append(ended["status"])
+
+    return ResponseEvents(response, lambda: 2.5, keep, parser), ends
 
 
 def payloads(text: str) -> list[dict[str, Any]]:
@@ -35,7 +43,8 @@ def payloads(text: str) -> list[dict[str, Any]]:
 
 def run(events: ResponseEvents, *texts: str, reason: Any = "stop") -> list[dict[str, Any]]:
     deltas = [Delta((1,), text) for text in texts] + [Delta((), "", reason)]
-    return payloads(events.opening(0) + "".join(events.delta(0, delta) for delta in deltas) + events.usage(USAGE))
+    told = events.opening(0) + "".join(events.delta(0, delta) for delta in deltas) + events.usage(USAGE)
+    return payloads(told + asyncio.run(events.commit()))
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])
@@ -103,7 +112,7 @@ def test_an_ended_response_stays_as_it_ended() -> None:
     events.cancel()
     assert events.failed(ErrorReply(503, "late")) == ""
     events.cancel()
-    assert ends == ["cancelled"]
+    assert (ends, events.response["status"]) == ([], "cancelled")
     assert events.response["error"] is None
     assert events.response["output"][0]["content"][0]["text"] == "half"
     assert events.response["output"][0]["status"] == "incomplete"
@@ -117,7 +126,41 @@ def test_a_response_that_fails_before_its_first_event_has_all_of_them_once() -> 
         kinds = [event["type"] for event in seen]
         assert kinds == ["response.created", "response.in_progress", "response.failed"]
         assert [event["sequence_number"] for event in seen] == [0, 1, 2]
-        assert (ends, seen[-1]["response"]["error"]["message"]) == (["failed"], "a rank was lost")
+        assert (ends, seen[-1]["response"]["error"]["message"]) == ([], "a rank was lost")
+
+
+def ended_but_for_commit(keep: Callable[[Mapping[str, Any]], Awaitable[None]]) -> tuple[ResponseEvents, str]:
+    response = new_response(parse_responses({"input": "a"}), "fake", 1)
+    events = ResponseEvents(response, lambda: 2.5, keep)
+    told = events.opening(0) + events.delta(0, Delta((1,), "a", "stop")) + events.usage(USAGE)
+    return events, told
+
+
+def test_what_could_not_be_stored_was_never_completed() -> None:
+    async def keep(_ended: Mapping[str, Any]) -> None:
+        raise UnavailableError("the disk is full")
+
+    events, told = ended_but_for_commit(keep)
+    assert "response.completed" not in told
+    with pytest.raises(UnavailableError):
+        asyncio.run(events.commit())
+    assert events.response["status"] == "in_progress"
+    seen = payloads(told + events.failed(ErrorReply(503, "the disk is full")))
+    assert [event["sequence_number"] for event in seen] == list(range(len(seen)))
+    assert (seen[-1]["type"], seen[-1]["response"]["completed_at"]) == ("response.failed", None)
+    assert violations("ResponseStreamEvent", seen[-1]) == []
+
+
+def test_a_response_is_in_progress_until_it_is_stored_and_cannot_be_cancelled_meanwhile() -> None:
+    async def keep(ended: Mapping[str, Any]) -> None:
+        assert ended["status"] == "completed"
+        assert not events.is_over
+        events.cancel()
+        assert not events.is_over
+
+    events, _ = ended_but_for_commit(keep)
+    assert payloads(asyncio.run(events.commit()))[0]["type"] == "response.completed"
+    assert events.response["status"] == "completed"
 
 
 def test_a_type_is_strict() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -95,7 +96,11 @@ def response_events(num_top: int = 0, *, finds_calls: bool = True) -> ResponseEv
     asked = parse_responses({"input": "a", "tools": [TRAP], **ASKED, "metadata": {"logprobs": '"logprobs": []'}})
     parser = tool_call_parser("hermes", ["add"]) if finds_calls else None
     logprobs = MessageLogprobs(ByteTokenizer(), num_top)  # type: ignore[arg-type]
-    return ResponseEvents(new_response(asked, "fake", 1), lambda: 2.5, lambda: None, parser, logprobs)
+    return ResponseEvents(new_response(asked, "fake", 1), lambda: 2.5, forget, parser, logprobs)
+
+
+async def forget(_ended: Mapping[str, Any]) -> None:
+    pass
 
 
 def deltas_of(text: bytes) -> Iterator[Delta]:
@@ -110,6 +115,7 @@ def deltas_of(text: bytes) -> Iterator[Delta]:
 
 def told(events: ResponseEvents, text: bytes) -> list[dict[str, Any]]:
     parts = [events.opening(0), *(events.delta(0, delta) for delta in deltas_of(text)), events.usage(USAGE)]
+    parts.append(asyncio.run(events.commit()))
     return [json.loads(line[6:]) for line in "".join(parts).splitlines() if line.startswith("data: ")]
 
 

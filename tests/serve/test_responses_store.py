@@ -1,101 +1,47 @@
-"""The bounded store of answers against a plain model of it."""
+"""Responses as text in storage, and the memory that their items take."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinycluster.serve.responses_store import ResponseStore, StoredResponse, context_of, memory_of
+from tinycluster.serve.responses_store import as_text, context_of, items_of, listed, memory_of, stored_context
+
+TEXTS = st.one_of(st.text(), st.sampled_from(["],\n[", ",\n", "\u2028", "\0", '"logprobs": []', "\\"]))
+ITEMS = st.lists(st.dictionaries(TEXTS, st.one_of(TEXTS, st.none(), st.lists(st.integers()))))
 
 
-def stored(response_id: str, size: int = 0, stops: list[str] | None = None) -> StoredResponse:
-    def stop() -> None:
-        assert stops is not None
-        stops.append(response_id)
-
-    response = {"id": response_id, "output": "x" * size}
-    return StoredResponse(response, context_of([]), stop=None if stops is None else stop)
+@given(ITEMS)
+def test_items_are_a_list_of_json_and_are_read_as_they_were(items: list[dict[str, Any]]) -> None:
+    assert json.loads(listed(items)) == items
+    assert items_of(listed(items)) == items
+    assert listed(items).isascii()
 
 
-def ids(store: ResponseStore, client: str, candidates: str) -> str:
-    return "".join(name for name in candidates if store.get(client, name) is not None)
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_response_is_continued_with_its_input_and_then_its_output(size: int) -> None:
+    said, answered = {"role": "user", "content": "a" * size}, {"id": "msg_1", "type": "message", "content": ["b"]}
+    response = {
+        "id": "resp_1",
+        "status": "completed",
+        "conversation": {"id": "conv_1"},
+        "previous_response_id": "resp_0",
+        "output": [answered],
+    }
 
+    async def store_and_read() -> None:
+        kept = await as_text(response, {"msg_1": ""}, context_of([said]))
+        assert json.loads(kept.object) == response
+        assert (kept.conversation_id, kept.previous_id, kept.status) == ("conv_1", "resp_0", "completed")
+        assert await stored_context(kept) == context_of([said, answered])
 
-def test_a_client_finds_its_own_and_nobody_elses() -> None:
-    store = ResponseStore()
-    store.put("a", stored("1"))
-    assert store.get("a", "1") is not None
-    assert store.get("b", "1") is None
-    assert store.remove("b", "1") is None
-    assert store.get("a", "1") is not None
-
-
-def test_what_is_removed_is_gone_and_counts_no_more() -> None:
-    store = ResponseStore()
-    store.put("a", stored("1", 100))
-    assert store.remove("a", "1") is not None
-    assert store.get("a", "1") is None
-    assert (store.num_responses, store.num_bytes) == (0, 0)
-
-
-def test_the_least_recently_used_goes_first() -> None:
-    store = ResponseStore(max_responses=3)
-    for name in "123":
-        store.put("a", stored(name))
-    store.get("a", "1")
-    store.put("a", stored("4"))
-    assert ids(store, "a", "1234") == "134"
-
-
-def test_the_client_that_holds_the_most_gives_way() -> None:
-    store = ResponseStore(max_bytes=1500)
-    store.put("modest", stored("m", 100))
-    for name in "123":
-        store.put("greedy", stored(name, 300))
-    assert ids(store, "modest", "m") == "m"
-    assert ids(store, "greedy", "123") == "23"
-
-
-def test_what_is_larger_than_the_store_is_not_kept() -> None:
-    store = ResponseStore(max_bytes=100)
-    store.put("a", stored("1", 1000))
-    assert (store.num_responses, store.num_bytes) == (0, 0)
-
-
-def test_a_response_that_is_dropped_in_progress_is_stopped() -> None:
-    store, stops = ResponseStore(max_responses=1), list[str]()
-    store.put("a", stored("1", stops=stops))
-    store.put("a", stored("1", 5, stops=stops))
-    assert stops == []
-    store.put("a", stored("2", stops=stops))
-    assert stops == ["1"]
-
-
-OPERATIONS = st.lists(
-    st.tuples(
-        st.sampled_from(["put", "get", "remove"]), st.sampled_from("ab"), st.sampled_from("1234"), st.integers(0, 90)
-    ),
-    max_size=40,
-)
-
-
-@given(OPERATIONS)
-def test_counts_are_those_of_what_is_there_and_bounds_hold(operations: list[tuple[str, str, str, int]]) -> None:
-    store = ResponseStore(max_responses=4, max_bytes=600)
-    for kind, client, name, size in operations:
-        if kind == "put":
-            store.put(client, stored(name, size))
-        elif kind == "get":
-            store.get(client, name)
-        else:
-            store.remove(client, name)
-        there = [found for who in "ab" for one in "1234" if (found := store.get(who, one)) is not None]
-        assert store.num_responses == len(there) <= 4
-        assert store.num_bytes == sum(memory_of(one.response) for one in there) <= 600
+    asyncio.run(store_and_read())
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import func, select
 
 from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeEngine, WholeChat
-from tinycluster.engine.errors import UnavailableError
+from tinycluster.serve.app import create_app
 from tinycluster.serve.registry import ModelRegistry
-from tinycluster.serve.responses import Responses
 from tinycluster.serve.responses_items import MAX_ITEMS
-from tinycluster.serve.responses_store import ResponseStore
+from tinycluster.serve.storage.tables import responses
+
+COUNT = select(func.count()).select_from(responses)
 
 
 @pytest.fixture
@@ -136,15 +137,16 @@ def test_only_a_background_response_can_be_cancelled(api: openai.OpenAI) -> None
 
 
 def test_an_answer_that_fails_as_a_whole_is_not_stored() -> None:
-    registry, store = ModelRegistry(), ResponseStore()
+    registry = ModelRegistry()
     registry.add(FakeEngine())  # type: ignore[arg-type]
-    app = FastAPI()
-    app.add_api_route("/responses", Responses(registry, store).create, methods=["POST"], response_model=None)
+    app = create_app(registry)
     with TestClient(app) as client:
-        assert client.post("/responses", json={"input": "kept"}).status_code == 200
-        with pytest.raises(UnavailableError):
-            client.post("/responses", json={"input": "lost"})
-    assert store.num_responses == 1
+        assert client.post("/v1/responses", json={"input": "kept"}).status_code == 200
+        for stream in (False, True):
+            assert client.post("/v1/responses", json={"input": "lost at once", "stream": stream}).status_code == 503
+        assert client.post("/v1/responses", json={"input": "lost"}).status_code == 503
+    counted = app.state.storage.database.read_now(lambda connection: connection.execute(COUNT).scalar())
+    assert counted == 1
 
 
 def test_a_failed_background_response_tells_why(client: httpx.Client) -> None:

@@ -89,6 +89,22 @@ def test_a_prompt_of_token_ids_outside_the_vocabulary_is_refused(server: ServerP
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
+def test_the_server_and_its_ranks_have_logs_that_the_command_shows(server: ServerProcess) -> None:
+    folder = Path(server.environment["HOME"]) / ".local" / "state" / "tinycluster" / "logs"
+    body = {"model": "smollm2", "prompt": "Once", "max_tokens": 2}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    wanted = f"id={answer.headers['x-request-id']} key=- method=POST route=/v1/completions status=200 "
+    command = [sys.executable, "-m", "tinycluster.serve.cli", "logs", "--follow"]
+    with subprocess.Popen(command, env=server.environment, stdout=subprocess.PIPE, text=True) as follow:
+        assert follow.stdout is not None
+        assert any(wanted in line for line in follow.stdout)
+        follow.terminate()
+    names = {path.name for path in folder.iterdir()}
+    ranks = {"smollm2-rank-0.log", "smollm2-rank-1.log", "org%2Fsecond-rank-0.log", "org%2Fsecond-rank-1.log"}
+    assert names == {"server.log"} | ranks
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
 def test_the_same_seed_gives_the_same_choices(server: ServerProcess) -> None:
     body = {"model": "smollm2", "prompt": "The sea", "seed": 7, "n": 3, "temperature": 0.8, "max_tokens": 12}
     first, second = (httpx.post(f"{server.url}/v1/completions", json=body).json() for _ in range(2))

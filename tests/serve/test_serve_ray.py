@@ -11,11 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 
 from tests.serve.server_process import own_environment, running_server
+from tinycluster.serve.openapi_cluster import ClusterSnapshot
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -94,12 +96,22 @@ print(ray.util.list_named_actors(all_namespaces=True), set(groups) - {"REMOVED"}
 """
 
 
+def check_cluster_view(shown: dict[str, Any]) -> None:
+    ClusterSnapshot.model_validate(shown)
+    (model,), (node,) = shown["models"], shown["nodes"]
+    assert (model["name"], model["state"], node["is_alive"]) == ("smollm2", "ready", True)
+    assert [rank["node_id"] for rank in model["ranks"]] == [node["id"]] * len(model["ranks"])
+    assert node["ranks"] == [{"model": "smollm2", "rank": rank["rank"]} for rank in model["ranks"]]
+    assert len({rank["pid"] for rank in model["ranks"]}) == len(model["ranks"]) > 0
+
+
 def test_a_ray_that_was_there_stays_and_the_proxy_answers(smollm2_path: Path) -> None:
     with started_ray() as environment:
         with running_server("smollm2", "--port", "0", "--front", "proxy", environment=environment) as server:
             assert "Paris" in ask(server.url)
             refused = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": FRANCE, "n": True})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+            check_cluster_view(httpx.get(f"{server.url}/api/cluster", timeout=30).json())
             assert server.stop(signal.SIGTERM) == 0
             assert server.rest_of_stdout() == ""
         left = subprocess.run(

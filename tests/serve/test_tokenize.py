@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeEngine
 from tinycluster.engine.checkpoint import open_checkpoint
 from tinycluster.engine.errors import UnavailableError
-from tinycluster.serve.server_state import Probes
+from tinycluster.serve.server_state import Probes, _generate_one_token
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -113,7 +115,7 @@ def test_callers_at_the_same_time_share_one_token() -> None:
     engine = FakeEngine(gate=threading.Semaphore(0))
 
     async def ask_together() -> int:
-        probes = Probes()
+        probes = Probes(_generate_one_token)
         callers = [asyncio.create_task(probes.probe(engine)) for _ in range(4)]  # type: ignore[arg-type]
         while not engine.submitted:
             await asyncio.sleep(0)
@@ -126,6 +128,35 @@ def test_callers_at_the_same_time_share_one_token() -> None:
 
     assert asyncio.run(ask_together()) == 1
     assert len(engine.submitted) == 2
+
+
+def test_however_many_ask_whether_it_is_ready_one_thread_waits_for_a_step(start_server: StartServer) -> None:
+    engine = Slow()
+    url = start_server(engine)
+    with ThreadPoolExecutor(8) as callers:
+        replies = [callers.submit(httpx.get, f"{url}/health/ready", timeout=20) for _ in range(8)]
+        engine.is_asked.wait(20)
+        # The others have asked, too, when the server answers what came after them.
+        for _ in range(8):
+            assert httpx.get(f"{url}/health").status_code == 200
+        engine.has_stepped.set()
+        assert {reply.result().status_code for reply in replies} == {200}
+    assert engine.most_waiting == 1
+
+
+@dataclass
+class Slow(FakeEngine):
+    is_asked: threading.Event = field(default_factory=threading.Event)
+    has_stepped: threading.Event = field(default_factory=threading.Event)
+    num_asking: int = 0
+    most_waiting: int = 0
+
+    def check_ready(self) -> None:
+        self.num_asking += 1
+        self.most_waiting = max(self.most_waiting, self.num_asking)
+        self.is_asked.set()
+        self.has_stepped.wait(20)
+        self.num_asking -= 1
 
 
 class Silent(FakeEngine):
