@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
@@ -82,3 +84,15 @@ def show_settings(page: Page) -> Locator:
 def begun(page: Page) -> None:
     """The page's scripts have begun: panels that were open when it was left are open again."""
     expect(page.locator("#theme")).to_have_attribute("title", re.compile("Colours"))
+
+
+@contextmanager
+def held(page: Page, address: str) -> Iterator[None]:
+    """The page's requests to this address wait until the body is done; there is one at least."""
+    waiting: list[Route] = []
+    page.route(address, lambda route: waiting.append(route))
+    with page.expect_request(address):
+        yield
+    page.unroute(address)
+    for route in waiting:
+        route.fallback()

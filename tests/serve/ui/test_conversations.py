@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from playwright.sync_api import Route, expect
+from playwright.sync_api import expect
 
-from tests.serve.ui.acts import answers, choose, expect_answer, field, listed, say, show_list
+from tests.serve.ui.acts import answers, choose, expect_answer, field, held, listed, say, show_list
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -117,15 +117,10 @@ def test_conversations_leave_as_a_file_and_come_back(desktop: Sight, backend: Fa
 
 
 def test_a_press_before_the_page_has_begun_is_not_lost(desktop: Sight) -> None:
-    waiting: list[Route] = []
-    desktop.page.route("**/ui/chat/page.js", lambda route: waiting.append(route))
-    page = desktop.open()
-    with page.expect_file_chooser():
+    page = desktop.page
+    with page.expect_file_chooser(), held(page, "**/ui/chat/page.js"):
+        desktop.open()
         page.get_by_role("button", name="Import conversations").click()
-        page.wait_for_timeout(100)
-        assert len(waiting) > 0
-        for route in waiting:
-            route.continue_()
 
 
 def test_a_file_of_something_else_is_refused_in_a_sentence(desktop: Sight, tmp_path: Path) -> None:

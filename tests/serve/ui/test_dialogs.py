@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
-from tests.serve.ui.acts import begun, choose, expect_answer, field, show_list
+from tests.serve.ui.acts import begun, choose, expect_answer, field, held, show_list
 from tests.serve.ui.browser import OpenSight, Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -91,13 +91,10 @@ def test_the_focus_goes_into_a_list_that_is_shown_and_back(desktop: Sight) -> No
 
 def test_the_first_picture_on_a_phone_is_the_page_and_not_the_list(open_sight: OpenSight, backend_url: str) -> None:
     page = open_sight(backend_url, "phone").page
-    held: list[Route] = []
-    page.route("**/ui/chat/page.js", lambda route: held.append(route))
-    page.goto(backend_url, wait_until="commit")
-    expect(page.get_by_role("textbox", name="Message")).to_be_visible()
-    expect(page.get_by_role("navigation", name="Conversations")).to_be_hidden()
-    for route in held:
-        route.fallback()
+    with held(page, "**/ui/chat/page.js"):
+        page.goto(backend_url, wait_until="commit")
+        expect(page.get_by_role("textbox", name="Message")).to_be_visible()
+        expect(page.get_by_role("navigation", name="Conversations")).to_be_hidden()
     begun(page)
 
 

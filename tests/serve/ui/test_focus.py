@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Route, expect
+from playwright.sync_api import expect
 
-from tests.serve.ui.acts import answers, expect_answer, field, say
+from tests.serve.ui.acts import answers, expect_answer, field, held, say
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -84,15 +84,12 @@ def test_the_focus_stays_in_the_list_when_conversations_are_renamed_deleted_and_
 def test_who_searches_before_the_page_has_opened_anything_goes_on_searching(
     desktop: Sight, backend: FakeBackend
 ) -> None:
-    held: list[Route] = []
-    desktop.page.route("**/api/settings", lambda route: held.append(route))
     page = desktop.page
-    with page.expect_request("**/api/settings"):
-        desktop.open()
-    search = page.get_by_role("searchbox")
-    with page.expect_request("**/api/sessions?*search=lisb"):
-        search.fill("lisb")
-    for route in held:
-        route.fallback()
+    with held(page, "**/api/settings"):
+        with page.expect_request("**/api/settings"):
+            desktop.open()
+        search = page.get_by_role("searchbox")
+        with page.expect_request("**/api/sessions?*search=lisb"):
+            search.fill("lisb")
     expect(page.locator("#model")).to_be_enabled()
     expect(search).to_be_focused()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
-from tests.serve.ui.acts import answers, expect_answer, say, text_of
+from tests.serve.ui.acts import answers, expect_answer, held, say, text_of
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 from tests.serve.ui.first_paint import PAINTED
@@ -73,14 +73,9 @@ def test_a_shift_is_seen(desktop: Sight, backend: FakeBackend) -> None:
 
 def test_the_first_picture_comes_before_any_script_of_the_page(desktop: Sight, backend: FakeBackend) -> None:
     page = desktop.page
-    held: list[Route] = []
-    page.route("**/ui/chat/page.js", lambda route: held.append(route))
-    with page.expect_request("**/ui/chat/page.js"):
+    with held(page, "**/ui/chat/page.js"):
         page.goto(desktop.url, wait_until="commit")
         assert page.evaluate(PAINTED) > 0
-    page.unroute("**/ui/chat/page.js")
-    for route in held:
-        route.fallback()
     say(page, "Hello")
     expect_answer(page, "You said: Hello")
 
