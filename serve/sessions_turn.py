@@ -32,6 +32,7 @@ from tinycluster.serve.sessions_shown import MESSAGE_BYTES, done_data, title_of
 from tinycluster.serve.storage.conversations import Conversations
 from tinycluster.serve.storage.errors import CommitUnknownError
 from tinycluster.serve.storage.records import (
+    HEAD,
     OPEN_STATES,
     Conversation,
     Message,
@@ -185,12 +186,12 @@ def _repeated(first: Turn, asked: ChatTurn) -> Turn:
 async def _place(conversations: Conversations, owner: str, asked: ChatTurn) -> Place:
     if asked.session_id is None:
         return Place(None, None, ())
-    session = await conversations.get(owner, asked.session_id)
-    if session is None:
+    leaf = asked.regenerate or (asked.parent_id if asked.has_parent else HEAD)
+    found = await conversations.with_path(owner, asked.session_id, leaf)
+    if found is None:
         raise not_found("session", "session_id")
+    session, path = found
     param = "regenerate" if asked.regenerate is not None else "parent_id"
-    leaf_id = asked.regenerate or (asked.parent_id if asked.has_parent else session.head_id)
-    path = () if leaf_id is None else await conversations.path(owner, session.id, leaf_id)
     if path is None:
         raise not_found("message", param)
     if any(message.state in OPEN_STATES for message in path):
@@ -198,7 +199,7 @@ async def _place(conversations: Conversations, owner: str, asked: ChatTurn) -> P
         raise HttpError(ErrorReply(409, message, param=param, code="answer_in_progress"))
     if asked.regenerate is not None and path[-1].role != "user":
         raise RequestError("regenerate must be the id of a user's message", "regenerate")
-    return Place(session, leaf_id, path)
+    return Place(session, path[-1].id if path else None, path)
 
 
 async def _prompt(engine: Engine, asked: ChatTurn, place: Place) -> Sequence[int]:

@@ -85,13 +85,20 @@ def remove(connection: Connection, owner: str, conversation_id: str) -> bool:
 
 
 def path(connection: Connection, owner: str, conversation_id: str, leaf: str | Head) -> list[Message] | None:
+    found = with_path(connection, owner, conversation_id, leaf)
+    return None if found is None else found[1]
+
+
+def with_path(
+    connection: Connection, owner: str, conversation_id: str, leaf: str | Head | None
+) -> tuple[Conversation, list[Message] | None] | None:
     conversation = find_conversation(connection, owner, conversation_id)
     if conversation is None:
         return None
     leaf_id = conversation.head_id if isinstance(leaf, Head) else leaf
     if leaf_id is None:
-        return []
-    return path_to(connection, owner, conversation_id, leaf_id) or None
+        return conversation, []
+    return conversation, path_to(connection, owner, conversation_id, leaf_id) or None
 
 
 def fork(

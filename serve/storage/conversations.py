@@ -123,6 +123,14 @@ class Conversations:
         """From the first message to `leaf`, the head if none is named; None where there is no such leaf."""
         return await self._database.read(lambda connection: branches.path(connection, owner, conversation_id, leaf))
 
+    async def with_path(
+        self, owner: str, conversation_id: str, leaf: str | Head | None = HEAD
+    ) -> tuple[Conversation, Sequence[Message] | None] | None:
+        """A conversation and the path to one of its messages, as both are at one time; no leaf is before the first."""
+        return await self._database.read(
+            lambda connection: branches.with_path(connection, owner, conversation_id, leaf)
+        )
+
     async def turn(self, owner: str, conversation_id: str | None, message_id: str) -> Turn | None:
         """The turn that a user's message began; RequestError as of begin_turn where the id has another use."""
         return await self._database.read(
