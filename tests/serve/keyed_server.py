@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tinycluster.serve.app import create_app
 from tinycluster.serve.configure import configure
 from tinycluster.serve.fields import validated
 from tinycluster.serve.http_server import HttpServer
+from tinycluster.serve.key_guard import KeyGuard
 from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.new_key import NewKey, create_key, revoke_key
 from tinycluster.serve.registry import ModelRegistry
@@ -48,8 +49,10 @@ class KeyedServer:
 
 
 @contextmanager
-def keyed_server(folder: Path, engine: FakeEngine | None = None, **server: Any) -> Iterator[KeyedServer]:
-    """`server` are further settings of the section."""
+def keyed_server(
+    folder: Path, engine: FakeEngine | None = None, clock: Callable[[], float] | None = None, **server: Any
+) -> Iterator[KeyedServer]:
+    """`server` are further settings of the section. By `clock` limits flow back, and what is known of keys gets old."""
     storage_url = f"sqlite:///{folder / 'keys.db'}"
     section = {"auth": "keys", **server}
     tree = {
@@ -64,6 +67,8 @@ def keyed_server(folder: Path, engine: FakeEngine | None = None, **server: Any) 
     with ExitStack() as running:
         app = create_app(registry)
         running.enter_context(configure(app, settings))
+        if clock is not None:
+            app.state.guard = KeyGuard(app.state.storage.keys, registry, clock)
         registry.add(engine)
         listener = listen("127.0.0.1", 0)
         http = HttpServer(app, listener)
