@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from hypothesis import settings
 
 import tests.blas  # noqa: F401 (first of all: it is read when numpy is imported)
 from tests.leaks import MARK, Places, new_files, remaining_processes
@@ -14,6 +17,13 @@ from tinycluster.engine.progress import NoProgress
 from tinycluster.engine.source import default_cache_dir, resolve
 
 CONFIG = Path(__file__).parent.parent / "configs" / "smollm2.yaml"
+
+# A slow machine is not a wrong answer.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+# httpx waits 5 s for each step of a request where a test says nothing else: one object is the default of all of it.
+_usual: httpx.Timeout = inspect.signature(httpx.Client).parameters["timeout"].default
+_usual.connect = _usual.read = _usual.write = _usual.pool = 60.0
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from tinycluster.parallel.communicator import Communicator
 from tinycluster.parallel.hierarchical import HierarchicalCommunicator
@@ -18,10 +17,6 @@ from tinycluster.parallel.shared_memory import SharedMemoryCommunicator
 from tinycluster.parallel.tcp import TcpCommunicator, TcpListener
 
 Body = Callable[[Any], Any]
-
-# A slow machine is not a wrong answer.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 
 def _in_threads(arguments: Sequence[Any], body: Body) -> list[Future[Any]]:
