@@ -22,13 +22,14 @@ from tests.serve.fake_engine import FakeEngine
 from tinycluster.cluster.config import TlsSettings
 from tinycluster.engine.errors import ConfigError
 from tinycluster.serve.app import create_app
-from tinycluster.serve.connection import ConnectionLimits
+from tinycluster.serve.connection import USUAL, ConnectionLimits
 from tinycluster.serve.http_server import HttpServer
 from tinycluster.serve.listener import listen, url_of
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.tls import tls_context
 
-LIMITS = ConnectionLimits(header_timeout_s=1.0)
+HASTY = ConnectionLimits(header_timeout_s=5.0)
+"""For tests that wait for its end. A good client on a busy machine needs some time, too."""
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +39,34 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture(scope="module")
 def url(certificate: Certificate) -> Iterator[str]:
+    with running_server(certificate, USUAL) as url:
+        yield url
+
+
+@pytest.fixture
+def trusted(certificate: Certificate) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certificate.certificate)
+
+
+@pytest.fixture
+def client(url: str, trusted: ssl.SSLContext) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, verify=trusted, timeout=20) as client:
+        yield client
+
+
+@contextmanager
+def running_server(certificate: Certificate, limits: ConnectionLimits) -> Iterator[str]:
     registry = ModelRegistry()
     registry.add(FakeEngine())
     listener = listen("127.0.0.1", 0)
     tls = tls_context(TlsSettings.model_validate(certificate.settings))
-    server = HttpServer(create_app(registry), listener, LIMITS, tls)
+    server = HttpServer(create_app(registry), listener, limits, tls)
     server.start()
-    yield url_of(listener, is_tls=True)
-    server.stop()
-    registry.clear()
-
-
-@pytest.fixture
-def client(url: str, certificate: Certificate) -> Iterator[httpx.Client]:
-    trusted = ssl.create_default_context(cafile=certificate.certificate)
-    with httpx.Client(base_url=url, verify=trusted, timeout=20) as client:
-        yield client
+    try:
+        yield url_of(listener, is_tls=True)
+    finally:
+        server.stop()
+        registry.clear()
 
 
 def address_of(url: str) -> tuple[str, int]:
@@ -107,16 +120,18 @@ def test_tls_is_1_2_or_newer(
     ids=["plain HTTP", "half a hello", "zeros", "nothing"],
 )
 def test_what_is_no_tls_is_closed_and_does_no_harm(
-    url: str, client: httpx.Client, caplog: pytest.LogCaptureFixture, sent: bytes
+    certificate: Certificate, trusted: ssl.SSLContext, caplog: pytest.LogCaptureFixture, sent: bytes
 ) -> None:
     """The handshake has a time as a header has; nothing is logged of what strangers send."""
-    with caplog.at_level(logging.WARNING), socket.create_connection(address_of(url), timeout=20) as connection:
-        connection.sendall(sent)
-        received = connection.recv(1000)
-        assert not received.startswith(b"HTTP/")
-        while received:
+    with caplog.at_level(logging.WARNING), running_server(certificate, HASTY) as url:
+        with socket.create_connection(address_of(url), timeout=20) as connection:
+            connection.sendall(sent)
             received = connection.recv(1000)
-        check_good(client)
+            assert not received.startswith(b"HTTP/")
+            while received:
+                received = connection.recv(1000)
+        with httpx.Client(base_url=url, verify=trusted, timeout=20) as client:
+            check_good(client)
     assert caplog.records == []
 
 
@@ -124,7 +139,7 @@ def test_what_is_no_tls_is_closed_and_does_no_harm(
 def test_of_too_many_connections_those_that_say_nothing_are_closed(certificate: Certificate, is_shaken: bool) -> None:
     """With room for 10, 20 of 30 are gone, also those that do not answer the end of TLS."""
     trusted = ssl.create_default_context(cafile=certificate.certificate)
-    with server_with_room_for(10, certificate) as url, ExitStack() as stack:
+    with running_server(certificate, ConnectionLimits(max_connections=10)) as url, ExitStack() as stack:
         connections = []
         for _ in range(30):
             connection = stack.enter_context(socket.create_connection(address_of(url), timeout=20))
@@ -138,7 +153,7 @@ def test_of_too_many_connections_those_that_say_nothing_are_closed(certificate: 
             connections.append(connection)
         left = list(connections)
         while len(left) > 10:
-            readable, _, _ = select.select(left, [], [], 10)
+            readable, _, _ = select.select(left, [], [], 60)
             assert readable
             left = [connection for connection in left if connection not in readable or not has_ended(connection)]
         with httpx.Client(base_url=url, verify=trusted, timeout=20) as client:
@@ -153,24 +168,9 @@ def has_ended(connection: socket.socket) -> bool:
         return True
 
 
-@contextmanager
-def server_with_room_for(num_connections: int, certificate: Certificate) -> Iterator[str]:
-    registry = ModelRegistry()
-    registry.add(FakeEngine())
-    listener = listen("127.0.0.1", 0)
-    tls = tls_context(TlsSettings.model_validate(certificate.settings))
-    server = HttpServer(create_app(registry), listener, ConnectionLimits(max_connections=num_connections), tls)
-    server.start()
-    try:
-        yield url_of(listener, is_tls=True)
-    finally:
-        server.stop()
-        registry.clear()
-
-
 def test_a_server_that_stops_ends_handshakes_too(certificate: Certificate) -> None:
     with ExitStack() as stack:
-        with server_with_room_for(10, certificate) as url:
+        with running_server(certificate, ConnectionLimits(max_connections=10)) as url:
             connection = stack.enter_context(socket.create_connection(address_of(url), timeout=20))
             other = stack.enter_context(socket.create_connection(address_of(url), timeout=20))
             other.sendall(b"\x16\x03\x01")
@@ -182,7 +182,7 @@ def test_a_tls_hello_on_a_plain_port_is_refused_and_does_no_harm() -> None:
     registry = ModelRegistry()
     registry.add(FakeEngine())
     listener = listen("127.0.0.1", 0)
-    server = HttpServer(create_app(registry), listener, LIMITS)
+    server = HttpServer(create_app(registry), listener)
     server.start()
     try:
         url = url_of(listener)
