@@ -29,7 +29,8 @@ CACHES = {
 # Somebody may write code while the tests run.
 WRITTEN_BY_HAND = {".py", ".pyi", ".cpp", ".h", ".inl", ".cu", ".md", ".toml", ".yaml", ".in", ".swp"}
 HOME_DEPTH = 2
-END_OF_PROCESSES_S = 10.0
+END_OF_PROCESSES_S = 60.0
+"""Only what never ends is waited for so long."""
 MARK = "PYTEST_SESSION_MARK"
 
 

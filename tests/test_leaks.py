@@ -80,4 +80,6 @@ def test_an_orphan_is_seen_by_its_mark_when_its_parent_is_gone() -> None:
     parent.stdin.close()
     assert parent.stdout.read() == b""  # the orphan has ended
     parent.stdout.close()
-    assert orphan not in remaining_processes(mark, timeout_s=5)
+    # Its output ends before it does.
+    while orphan in processes(mark):
+        pass
