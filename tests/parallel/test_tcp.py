@@ -59,7 +59,8 @@ def test_strangers_are_dropped_and_the_group_forms(words: bytes, listeners: Any,
 @pytest.mark.parametrize("change", [{"secret": secrets.token_bytes(32)}, {"epoch": 8}])
 def test_a_rank_without_the_secret_or_of_another_epoch_is_refused(change: Any, listeners: Any, in_threads: Any) -> None:
     def body(rank: int) -> None:
-        connect(rank, listeners, timeout_s=1.0, **(change if rank else {}))
+        # Waited for to its end, and enough for a busy machine to start both before.
+        connect(rank, listeners, timeout_s=4.0, **(change if rank else {}))
 
     host, guest = in_threads(range(2), body)
     with pytest.raises(CollectiveError, match="rank 0 waited for rank 1 to connect"):
