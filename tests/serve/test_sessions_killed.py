@@ -67,7 +67,7 @@ def servers(database: Path) -> Iterator[Servers]:
         yield Servers(process)
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.timeout(7200)
@@ -96,7 +96,12 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(
     for client in clients:
         client.serve_from(url)
     before = len(journal.said)
-    wait_until(lambda: len(journal.said) > before or any(client.failures for client in clients))
+
+    def has_gone_on() -> bool:
+        """However few answers there is time for between the kills, the last server ends some."""
+        return len(journal.said) > before and num_complete(journal) > kill_cycles
+
+    wait_until(lambda: has_gone_on() or any(client.failures for client in clients))
     for client in clients:
         client.leave()
     for client in clients:
@@ -106,7 +111,6 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(
     num_found = check(servers.start(), clients, journal)
     assert num_found >= sum(said.answer_id is not None for said in journal.said.values())
     states = [said.done["state"] for said in journal.said.values() if said.done is not None]
-    assert states.count("complete") > kill_cycles
     assert journal.num_broken >= kill_cycles / 2
     if kill_cycles >= 50:
         assert states.count("interrupted") > 0
@@ -114,6 +118,11 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def num_complete(journal: Journal) -> int:
+    done = [said.done for said in list(journal.said.values())]
+    return sum(each is not None and each["state"] == "complete" for each in done)
 
 
 def test_the_check_sees_what_is_lost_doubled_or_changed(servers: Servers, database: Path) -> None:
