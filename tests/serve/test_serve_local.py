@@ -75,8 +75,8 @@ def test_a_full_queue_is_a_429_until_the_client_that_fills_it_leaves(server: Ser
         assert next(lines).startswith("data: ")
         refused = httpx.post(f"{server.url}/v1/completions", json=short)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=2) as api:
-        # The client itself tries again after Retry-After: one second.
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=30) as api:
+        # The client itself tries again after Retry-After, one second, until the server has noticed.
         assert api.completions.create(model="org/second", prompt="Once", max_tokens=1).choices
 
 
