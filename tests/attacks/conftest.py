@@ -14,13 +14,21 @@ from tinycluster.serve.app import create_app
 from tinycluster.serve.openapi import document
 from tinycluster.serve.registry import ModelRegistry
 
-FAKE: dict[str, Any] = {"engine": "fake", "limits": {"header_timeout_s": 1.0, "send_timeout_s": 0.5}}
+FAKE: dict[str, Any] = {"engine": "fake"}
+# For tests that wait for the end of a server's patience, which a good client on a busy machine must not reach.
+HASTY: dict[str, Any] = {**FAKE, "limits": {"header_timeout_s": 4.0, "send_timeout_s": 2.0}}
 
 
 @pytest.fixture(scope="module")
 def fake_server(request: pytest.FixtureRequest) -> Iterator[Victim]:
     """A file that needs other options defines VICTIM."""
     with victim({**FAKE, **getattr(request.module, "VICTIM", {})}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hasty_server(request: pytest.FixtureRequest) -> Iterator[Victim]:
+    with victim({**HASTY, **getattr(request.module, "VICTIM", {})}) as server:
         yield server
 
 
@@ -50,6 +58,13 @@ def attacked(fake_server: Victim) -> Iterator[Victim]:
     """The server, with the contract checked after the test."""
     with fake_server.attack():
         yield fake_server
+
+
+@pytest.fixture
+def hasty(hasty_server: Victim) -> Iterator[Victim]:
+    """As `attacked`, with little patience for clients that do not send or do not read."""
+    with hasty_server.attack():
+        yield hasty_server
 
 
 def routes() -> Iterator[tuple[str, Route]]:

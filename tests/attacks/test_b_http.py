@@ -15,7 +15,7 @@ from typing import Any
 import httptools
 import pytest
 
-from tests.attacks.conftest import TAKING_BODIES
+from tests.attacks.conftest import HASTY, TAKING_BODIES
 from tests.attacks.contract import GOOD, MAX_GROWTH_BYTES, Victim, victim
 from tests.attacks.wire import HOST, JSON, TIMEOUT_S, chunked, exchange, read_reply, receive, refused, request
 from tinycluster.serve.body import MAX_BODY_BYTES
@@ -205,35 +205,36 @@ def trickle(connections: list[socket.socket], byte: bytes) -> Iterator[socket.so
     [(GET + b"X: ", b"x"), (b"", b"\r\n"), (request("GET", "/health") + b"G", b"E"), (b"G", b"")],
     ids=["header", "empty_lines", "second_request", "silence"],
 )
-def test_row_22_a_header_that_never_ends_is_timed_out(attacked: Victim, begin: bytes, byte: bytes) -> None:
-    """Row 22: slowloris, 200 connections; here the header has one second."""
+def test_row_22_a_header_that_never_ends_is_timed_out(hasty: Victim, begin: bytes, byte: bytes) -> None:
+    """Row 22: slowloris, 200 connections."""
     with ExitStack() as stack:
-        connections = [stack.enter_context(socket.create_connection(attacked.address)) for _ in range(200)]
+        connections = [stack.enter_context(socket.create_connection(hasty.address)) for _ in range(200)]
         for connection in connections:
             connection.sendall(begin)
         assert len(list(trickle(connections, byte))) == 200
 
 
 def good_p99_s(server: Victim, connections: Sequence[socket.socket]) -> float:
-    """The 99th percentile of 200 good requests in a row; before each, one of the connections sends its next byte."""
+    """The 99th percentile of what 200 good requests in a row cost the server; before each, one of the connections sends
+    its next byte."""
     took_s = []
     for number in range(200):
+        began_s = server.cpu_s()
         if connections:
             with suppress(BrokenPipeError, ConnectionResetError):
                 connections[number % len(connections)].send(b"x")
-        began_s = time.perf_counter()
         assert exchange(server.address, request("POST", "/v1/completions", body=GOOD)).status == 200
-        took_s.append(time.perf_counter() - began_s)
+        took_s.append(server.cpu_s() - began_s)
     return sorted(took_s)[-3]
 
 
 def test_row_22_good_clients_do_not_notice_headers_that_never_end() -> None:
-    """Row 22: their 99th percentile is at most doubled. Of five rounds the best counts, with and without the attack in
-    turn: what else the machine does can only add to a time. Below NOISE_S nothing is told from the machine's own noise.
-    """
+    """Row 22: their 99th percentile is at most doubled, in processor time of the server. Of eight rounds the best
+    counts, with and without the attack in turn: what else the machine does can only add to it. Below NOISE_S nothing is
+    told from the machine's own noise."""
     with victim({"limits": {"header_timeout_s": 20.0}}) as server, server.attack():
         before_s, during_s = [], []
-        for _ in range(5):
+        for _ in range(8):
             before_s.append(good_p99_s(server, []))
             with ExitStack() as stack:
                 slow = [stack.enter_context(socket.create_connection(server.address)) for _ in range(200)]
@@ -248,9 +249,9 @@ def test_row_22_the_usual_header_timeout_is_at_most_30_s() -> None:
     assert 1 <= USUAL.header_timeout_s <= 30
 
 
-def test_row_22_the_rest_of_a_refused_body_may_not_trickle_for_ever(attacked: Victim) -> None:
+def test_row_22_the_rest_of_a_refused_body_may_not_trickle_for_ever(hasty: Victim) -> None:
     """Row 22: answered before its body has come, the connection gets no more time than a header."""
-    with socket.create_connection(attacked.address, timeout=TIMEOUT_S) as connection:
+    with socket.create_connection(hasty.address, timeout=TIMEOUT_S) as connection:
         connection.sendall(request("POST", "/v1/completions", b"Content-Length: 1000\r\n"))
         assert read_reply(connection).status == 415
         assert list(trickle([connection], b"x")) == [connection]
@@ -277,30 +278,31 @@ SMALLER = ("/tokenize", {"prompt": "x" * 2**13})
     ids=["1_MB", "40_kB", "40_kB_and_close", "stream"],
 )
 def test_row_23_the_connection_of_a_client_that_does_not_read_is_ended(
-    attacked: Victim, asked: tuple[str, dict[str, Any]], line: bytes, count: int
+    hasty: Victim, asked: tuple[str, dict[str, Any]], line: bytes, count: int
 ) -> None:
     """Row 23. What they do not read is not kept for them, and the engine is free again."""
     raw = request("POST", asked[0], line, body=json.dumps({"max_tokens": 600, **asked[1]}).encode())
-    num_files, memory_bytes = attacked.num_files(), attacked.memory_bytes()
+    # Of the memory that is freed the C library keeps some for itself, which is not what is kept for clients.
+    num_files, heap_bytes = hasty.num_files(), hasty.ask("heap_bytes")
     with ExitStack() as stack:
-        for connection in ask_without_reading(attacked.address, raw, count, stack):
+        for connection in ask_without_reading(hasty.address, raw, count, stack):
             connection.recv(1)
-        attacked.wait_for(lambda: attacked.num_files() <= num_files + 1)
-        attacked.wait_for(lambda: attacked.memory_bytes() - memory_bytes <= MAX_GROWTH_BYTES / 8)
-        attacked.wait_until_idle()
+        hasty.wait_for(lambda: hasty.num_files() <= num_files + 1)
+        hasty.wait_for(lambda: hasty.ask("heap_bytes") - heap_bytes <= MAX_GROWTH_BYTES / 8)
+        hasty.wait_until_idle()
 
 
-def test_row_23_a_slow_reader_gets_its_whole_answer(attacked: Victim) -> None:
-    """Row 23, the other side: it takes longer than the send timeout, but never stops reading for so long."""
+def test_row_23_a_slow_reader_gets_its_whole_answer(hasty: Victim) -> None:
+    """Row 23, the other side: it takes longer than a client that reads nothing has, but never stops for so long."""
     raw = request("POST", "/tokenize", b"Connection: close\r\n", body=json.dumps({"prompt": "x" * 2**19}).encode())
     num_bytes, began_s = 0, time.monotonic()
-    with socket.create_connection(attacked.address, timeout=TIMEOUT_S) as connection:
+    with socket.create_connection(hasty.address, timeout=TIMEOUT_S) as connection:
         connection.sendall(raw)
         while part := receive(connection, 2**14):
             num_bytes += len(part)
-            select.select([], [], [], 0.01)
+            select.select([], [], [], 0.03)
     assert num_bytes > 5 * 2**19
-    assert time.monotonic() - began_s > 1
+    assert time.monotonic() - began_s > 2 * HASTY["limits"]["send_timeout_s"]
 
 
 def test_row_24_a_thousand_idle_connections_take_nobody_s_place(attacked: Victim) -> None:
@@ -350,9 +352,9 @@ def test_row_25_what_is_not_http_1_is_a_400_and_closed(attacked: Victim, raw: by
     refused(exchange(attacked.address, raw), 400)
 
 
-def test_row_25_half_a_hello_and_silence_is_closed(attacked: Victim) -> None:
+def test_row_25_half_a_hello_and_silence_is_closed(hasty: Victim) -> None:
     """Row 25."""
-    with socket.create_connection(attacked.address, timeout=TIMEOUT_S) as connection:
+    with socket.create_connection(hasty.address, timeout=TIMEOUT_S) as connection:
         assert connection.recv(1) == b""
 
 

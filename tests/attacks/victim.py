@@ -5,6 +5,7 @@ It prints its URL, then answers each line of its stdin with a line of JSON, unti
 
 from __future__ import annotations
 
+import ctypes
 import json
 import socket
 import sys
@@ -75,6 +76,21 @@ def with_keys(options: dict[str, Any]) -> Settings:
     return Settings.model_validate(tree)
 
 
+class HeapUse(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
+
+
+def heap_bytes() -> int:
+    """What the C library has handed out and not got back, in all of its arenas and in mappings of their own."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = HeapUse
+    use = mallinfo2()
+    return int(use.uordblks + use.hblkhd)
+
+
 def main() -> None:
     options = json.loads(sys.argv[1])
     events, registry = Events(), ModelRegistry()
@@ -106,6 +122,8 @@ def _answer(question: str, engine: Any, events: Events) -> Any:
         return engine.num_preemptions
     if question == "cpu_s":
         return time.process_time()
+    if question == "heap_bytes":
+        return heap_bytes()
     if question == "watch":
         events.seen, events.is_on = [], True
     elif question == "events":
