@@ -20,6 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests.serve.fake_engine import FakeEngine
 from tinycluster.cluster.config import Settings
 from tinycluster.engine.errors import ConfigError
+from tinycluster.serve import traces as serve_traces
 from tinycluster.serve.app import create_app
 from tinycluster.serve.configure import configure
 from tinycluster.serve.http_server import HttpServer
@@ -95,7 +96,9 @@ def served(traces: RequestTraces, engine: FakeEngine) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Spans that are not taken in time are sent again, and so come twice."""
+    monkeypatch.setattr(serve_traces, "EXPORT_TIMEOUT_S", 60.0)
     with ExitStack() as stack:
         collector = Collector()
         stack.callback(collector.close)
