@@ -21,7 +21,9 @@ from tinycluster.serve.responses_fields import LOGPROBS
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> str:
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A server that stops gives up what takes longer to be stored."""
+    monkeypatch.setattr(responses_run, "STORE_S", 60.0)
     return f"sqlite:///{tmp_path / 'responses.db'}"
 
 

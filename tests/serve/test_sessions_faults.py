@@ -16,7 +16,7 @@ import pytest
 
 from tests.serve.chatting import Event, all_events, events_of, refused, say, session, text_of
 from tests.serve.fake_engine import FakeEngine
-from tinycluster.serve import answer_run
+from tinycluster.serve import answer_run, answer_runs
 from tinycluster.serve.app import create_app
 from tinycluster.serve.http_server import HttpServer
 from tinycluster.serve.listener import listen, url_of
@@ -84,6 +84,8 @@ FAULTS: dict[str, Fault] = {"locked": Place.locked, "full": Place.full}
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setattr(answer_run, "RETRY_S", 0.02)
+    # A server that stops gives up what takes longer to be stored.
+    monkeypatch.setattr(answer_runs, "STORE_S", 60.0)
     monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.05)
     made = Place(tmp_path / "sessions.db", monkeypatch)
     yield made
