@@ -52,12 +52,12 @@ def fake_url() -> Iterator[str]:
 
 @pytest.fixture
 def client(fake_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fake_url, timeout=20) as client:
+    with httpx.Client(base_url=fake_url, timeout=60) as client:
         yield client
 
 
 @pytest.fixture
 def chat(start_server: StartServer) -> Iterator[httpx.Client]:
     """A server whose answers repeat the whole conversation, so that they show what the prompt was."""
-    with httpx.Client(base_url=start_server(FakeEngine(tokenizer=WholeChat())), timeout=20) as client:
+    with httpx.Client(base_url=start_server(FakeEngine(tokenizer=WholeChat())), timeout=60) as client:
         yield client

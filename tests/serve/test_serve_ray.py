@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.serve.server_process import own_environment, running_server
+from tests.serve.server_process import STOP_LIMIT_S, own_environment, running_server
 from tinycluster.serve.openapi_cluster import ClusterSnapshot
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -46,7 +46,7 @@ def test_a_lost_rank_ends_the_stream_with_an_error_and_the_server_with_exit_code
         error = json.loads(last.removeprefix("data: "))["error"]
         assert (error["code"], done) == ("service_unavailable", "data: [DONE]")
         assert "rank 1" in error["message"]
-        assert server.wait(20) == 1
+        assert server.wait(STOP_LIMIT_S) == 1
         assert server.rest_of_stdout() == ""
         assert f"error: {error['message']}" in server.errors().splitlines()
 
@@ -87,12 +87,18 @@ def started_ray() -> Iterator[dict[str, str]]:
             ray.stdout.close()
 
 
+# Ray takes its time to remove what has ended.
 IS_EMPTY = """
-import os, pathlib, ray
+import os, pathlib, ray, time
 address = pathlib.Path(os.environ["RAY_TMPDIR"], "ray", "ray_current_cluster").read_text()
 ray.init(address=address, logging_level="ERROR")
-groups = [group["state"] for group in ray.util.placement_group_table().values()]
-print(ray.util.list_named_actors(all_namespaces=True), set(groups) - {"REMOVED"})
+def left():
+    groups = {group["state"] for group in ray.util.placement_group_table().values()}
+    return ray.util.list_named_actors(all_namespaces=True), groups - {"REMOVED"}
+end_s = time.monotonic() + 60
+while any(left()) and time.monotonic() < end_s:
+    time.sleep(0.1)
+print(*left())
 """
 
 

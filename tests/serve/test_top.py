@@ -126,7 +126,7 @@ class Terminal:
         self.text = ""
 
     def read_until(self, wanted: str) -> None:
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 120
         while wanted not in self.text:
             ready, _, _ = select.select([self._fd], [], [], deadline_s - time.monotonic())
             assert ready, f"{wanted!r} did not appear in {self.text!r}"
