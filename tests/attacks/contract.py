@@ -89,11 +89,12 @@ class Victim:
 
     @contextmanager
     def within_cpu_s(self, most_s: float) -> Iterator[None]:
-        """What is done inside costs the server no more. Processor time, unlike time, is the same on a busy machine."""
-        before_s = self.ask("cpu_s")
+        """What is done inside costs the server no more. Processor time, unlike time, is the same on a busy machine: but
+        for the second client, which asks the more often the longer it takes."""
+        before_s, num_before = self.cpu_s(), self._bystander.num_asked
         yield
-        used_s = self.ask("cpu_s") - before_s
-        assert used_s <= most_s
+        used_s, num_asked = self.cpu_s() - before_s, self._bystander.num_asked - num_before
+        assert used_s - num_asked * self._bystander.percentile_s(0.0) <= most_s
 
     def num_files(self) -> int:
         """How many files and connections the server has open."""
@@ -104,6 +105,7 @@ class Victim:
         """Do the attack inside; the contract is checked at the end."""
         processes, memory_bytes = self.processes(), self.memory_bytes()
         with _Bystander(self.address, self.cpu_s) as bystander:
+            self._bystander = bystander
             yield
             self._check_good()
         assert self.processes() == processes
@@ -138,6 +140,7 @@ class _Bystander:
         self._thread = ThreadPoolExecutor(1)
 
     def __enter__(self) -> _Bystander:
+        self._ask()
         self._asking = self._thread.submit(self._run)
         return self
 
@@ -146,15 +149,23 @@ class _Bystander:
         self._thread.shutdown()
         self._asking.result()
 
+    @property
+    def num_asked(self) -> int:
+        return len(self._took_s)
+
     def percentile_s(self, fraction: float) -> float:
         ordered = sorted(self._took_s)
         return ordered[min(int(fraction * len(ordered)), len(ordered) - 1)]
 
     def _run(self) -> None:
-        while not self._took_s or not self._is_over.wait(HEALTH_PERIOD_S):
-            began_s, before_s = time.monotonic(), self._cpu_s()
-            assert exchange(self._address, request("GET", "/health")).status == 200
-            self._took_s.append(min(time.monotonic() - began_s, self._cpu_s() - before_s))
+        self._ask()
+        while not self._is_over.wait(HEALTH_PERIOD_S):
+            self._ask()
+
+    def _ask(self) -> None:
+        began_s, before_s = time.monotonic(), self._cpu_s()
+        assert exchange(self._address, request("GET", "/health")).status == 200
+        self._took_s.append(min(time.monotonic() - began_s, self._cpu_s() - before_s))
 
 
 @contextmanager
