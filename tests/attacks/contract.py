@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 MAX_GROWTH_BYTES = 64 * 2**20
 MAX_HEALTH_S = 1.0
 HEALTH_PERIOD_S = 0.02
-SETTLE_S = 20.0
+SETTLE_S = 60.0
 GOOD = json.dumps({"prompt": "good", "max_tokens": 4, "temperature": 0}).encode()
 
 

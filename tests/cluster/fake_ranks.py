@@ -39,7 +39,7 @@ class FakeRanks:
         self.num_closed += 1
 
     def next_plan(self) -> StepPlan:
-        return self.plans.get(timeout=10)
+        return self.plans.get(timeout=60)
 
     def answer(self, plan: StepPlan, token: int | None = None) -> None:
         """Every row samples `token`, or else a number that counts up with the position."""

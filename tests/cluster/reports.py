@@ -28,7 +28,7 @@ class Reports:
         found: dict[int, RankReport] = {}
         seen = dict.fromkeys(range(self._size), 0)
         while len(found) < self._size:
-            rank, report = self._told.get(timeout=20)
+            rank, report = self._told.get(timeout=60)
             # The first one may have been made before.
             seen[rank] += 1
             if seen[rank] == 2:

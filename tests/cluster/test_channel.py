@@ -41,7 +41,7 @@ def door() -> Iterator[tuple[Listener, Accepted]]:
 
 
 def raw(channel_or_address: tuple[str, int]) -> socket.socket:
-    return socket.create_connection(channel_or_address, timeout=10)
+    return socket.create_connection(channel_or_address, timeout=60)
 
 
 def frame(
@@ -96,7 +96,7 @@ def test_closing_wakes_the_own_reader(pair: tuple[TcpChannel, TcpChannel]) -> No
     reader = threading.Thread(target=read)
     reader.start()
     near.close()
-    assert seen.get(timeout=10)
+    assert seen.get(timeout=60)
     reader.join()
 
 
@@ -128,13 +128,13 @@ def test_a_frame_of_another_kind_ends_the_channel(content: bytes) -> None:
 
 def test_each_rank_is_believed_once(door: tuple[Listener, Accepted]) -> None:
     listener, accepted = door
-    channels = [connect(listener.address, CREDENTIALS, rank, timeout_s=10) for rank in range(2)]
-    sides = dict(accepted.get(timeout=10) for _ in range(2))
+    channels = [connect(listener.address, CREDENTIALS, rank, timeout_s=60) for rank in range(2)]
+    sides = dict(accepted.get(timeout=60) for _ in range(2))
     channels[1].send(Heartbeat())
     assert sides[1].receive(10) == Heartbeat()
     for rank in (1, 2):
         with pytest.raises(ChannelClosedError):
-            connect(listener.address, CREDENTIALS, rank, timeout_s=10)
+            connect(listener.address, CREDENTIALS, rank, timeout_s=60)
     for channel in (*channels, *sides.values()):
         channel.close()
 
@@ -151,7 +151,7 @@ def test_each_rank_is_believed_once(door: tuple[Listener, Accepted]) -> None:
 def test_another_secret_epoch_version_or_model_is_refused(door: tuple[Listener, Accepted], other: Credentials) -> None:
     listener, accepted = door
     with pytest.raises(ChannelClosedError):
-        connect(listener.address, other, 0, timeout_s=10)
+        connect(listener.address, other, 0, timeout_s=60)
     assert accepted.empty()
 
 
@@ -159,8 +159,8 @@ def test_strangers_do_not_keep_the_ranks_out(door: tuple[Listener, Accepted]) ->
     listener, accepted = door
     silent, noisy = raw(listener.address), raw(listener.address)
     noisy.sendall(frame(*encode(Hello(0, b"n" * 5000, b""))))
-    channel = connect(listener.address, CREDENTIALS, 0, timeout_s=10)
-    rank, accepted_channel = accepted.get(timeout=10)
+    channel = connect(listener.address, CREDENTIALS, 0, timeout_s=60)
+    rank, accepted_channel = accepted.get(timeout=60)
     assert rank == 0
     while noisy.recv(4096):  # the challenge, then the end
         pass
@@ -173,7 +173,7 @@ def test_a_rank_refuses_a_driver_that_cannot_prove_itself() -> None:
         impostor = threading.Thread(target=_play_driver, args=(server,))
         impostor.start()
         with pytest.raises(ChannelClosedError, match="prove"):
-            connect(server.getsockname(), CREDENTIALS, 0, timeout_s=10)
+            connect(server.getsockname(), CREDENTIALS, 0, timeout_s=60)
         impostor.join()
 
 
