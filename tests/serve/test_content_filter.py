@@ -48,8 +48,10 @@ def patterned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client
 
 @contextmanager
 def filtered(folder: Path, engine: FakeEngine | None = None, **settings: Any) -> Iterator[httpx.Client]:
+    """A URL has more than its usual five seconds, for a late verdict is none."""
+    section = {"timeout": 60, **settings}
     with (
-        keyed_server(folder, engine or Backwards(), auth="none", content_filter=settings) as server,
+        keyed_server(folder, engine or Backwards(), auth="none", content_filter=section) as server,
         server.client(None) as client,
     ):
         yield client
