@@ -14,10 +14,12 @@ from tests.serve.conftest import StartServer
 from tests.serve.fake_engine import FakeEngine
 from tests.serve.keyed_server import keyed_server
 from tests.serve.openai_specification import served_part
-from tests.serve.schemathesis_run import run_schemathesis
+from tests.serve.schemathesis_run import TIMEOUT_S, run_schemathesis
 from tinycluster.serve.app import create_app
 from tinycluster.serve.openapi import OPERATIONS, document
 from tinycluster.serve.registry import ModelRegistry
+
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 100)
 
 
 def test_every_route_is_described_and_nothing_else() -> None:

@@ -15,7 +15,7 @@ from tests.serve.fake_engine import FakeEngine, FakeGeneration
 from tinycluster.engine.request import RequestOptions, SamplingParams
 
 CALLS = Path(__file__).parent / "langchain_calls.py"
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
