@@ -55,13 +55,14 @@ class Answer:
             self.end("stop")
 
     def end(self, reason: str) -> None:
-        self.is_stopped = True
+        # The server's thread tells readers what the message is as soon as it sees that the answer is stopped.
         self.message |= {"state": "complete", "finish_reason": reason, "usage": USAGE}
+        self.is_stopped = True
 
     def interrupt(self) -> None:
         """The server that wrote it is gone."""
-        self.is_stopped = True
         self.message |= {"state": "interrupted"}
+        self.is_stopped = True
 
 
 @dataclass
