@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 Json = dict[str, Any]
 USAGE = {"prompt_tokens": 24, "cached_tokens": 8, "completion_tokens": 12, "ttft_ms": 210.4, "tokens_per_s": 41.27}
 LOOK_AGAIN_S = 0.005
+LONGEST_WAIT_S = 20
 
 
 def answer_to(text: str) -> str:
@@ -92,7 +94,19 @@ class FakeBackend:
     asked: list[Json] = field(default_factory=list)
     resumed_from: list[str | None] = field(default_factory=list)
     snapshot: Json = field(default_factory=dict)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    """A page has changed something, or reads an answer on."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def wait_for(self, has_come: Callable[[], bool]) -> None:
+        """For what a page sends when it will: the browser tells nobody of requests whose page has been left.
+        Nothing happens in this thread meanwhile, so that no request may wait for a test that waits here."""
+        with self.changed:
+            assert self.changed.wait_for(has_come, LONGEST_WAIT_S)
+
+    def tell(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
 
     def new_session(self, title: str, model: str | None = "smollm2") -> Json:
         number = next(self._numbers)

@@ -60,6 +60,7 @@ def _add_turns(app: FastAPI, backend: FakeBackend) -> None:
     async def resume(session_id: str, message_id: str, request: Request) -> Response:
         last = request.headers.get("last-event-id")
         backend.resumed_from.append(last)
+        backend.tell()
         offset = int(last.rpartition("/")[2]) if last else 0
         return _stream(backend.events(backend.running[message_id], offset))
 
@@ -93,6 +94,7 @@ def _add_sessions(app: FastAPI, backend: FakeBackend) -> None:
     @app.patch("/api/sessions/{session_id}")
     async def change(session_id: str, request: Request) -> Response:
         backend.sessions[session_id] |= await request.json()
+        backend.tell()
         return JSONResponse(backend.shown(session_id))
 
     @app.delete("/api/sessions/{session_id}")
@@ -151,6 +153,7 @@ def _add_rest(app: FastAPI, backend: FakeBackend) -> None:
     @app.put("/api/settings")
     async def put_settings(request: Request) -> Response:
         backend.settings = await request.json()
+        backend.tell()
         return JSONResponse(backend.settings)
 
     @app.get("/api/cluster")
