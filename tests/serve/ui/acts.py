@@ -11,6 +11,15 @@ from playwright.sync_api import Locator, Page, Route, expect
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
+LONGEST_WAIT_MS = 20_000
+WATCH_NOTICES = """text => ({said: new Promise(seen => {
+  const region = document.querySelector("#said");
+  new MutationObserver(() => region.textContent === text && seen()).observe(region, {childList: true});
+})})"""
+WAIT_FOR_NOTICE = """({said}, ms) => Promise.race([said, new Promise((_, missed) => {
+  setTimeout(() => missed(new Error("the page has not said it")), ms);
+})])"""
+
 
 def field(page: Page) -> Locator:
     return page.get_by_role("textbox", name="Message")
@@ -84,6 +93,14 @@ def show_settings(page: Page) -> Locator:
 def begun(page: Page) -> None:
     """The page's scripts have begun: panels that were open when it was left are open again."""
     expect(page.locator("#theme")).to_have_attribute("title", re.compile("Colours"))
+
+
+@contextmanager
+def told(page: Page, text: str) -> Iterator[None]:
+    """What the body does makes the page say this, in a notice that is gone after some seconds whoever has seen it."""
+    notices = page.evaluate_handle(WATCH_NOTICES, text)
+    yield
+    notices.evaluate(WAIT_FOR_NOTICE, LONGEST_WAIT_MS)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.serve.ui.acts import answers, expect_answer, field, say, show_list, show_settings
+from tests.serve.ui.acts import answers, expect_answer, field, say, show_list, show_settings, told
 from tests.serve.ui.browser import OpenSight, Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -100,6 +100,7 @@ def test_an_answer_is_read_aloud_once_and_whole(desktop: Sight, backend: FakeBac
     )
     say(page, "Aloud")
     expect(answers(page).last).to_have_attribute("aria-busy", "true")
+    expect(answers(page).last).to_have_attribute("data-state", "streaming")
     for _ in range(4):
         backend.last_answer.write(3)
     backend.last_answer.write()
@@ -147,8 +148,8 @@ def test_everything_is_done_with_the_keyboard(desktop: Sight, backend: FakeBacke
     expect_answer(page, "Hello older")
     page.keyboard.press("Alt+ArrowUp")
     expect_answer(page, "Hello newer")
-    page.keyboard.press("Alt+c")
-    expect(page.get_by_text("The last answer is copied.")).to_be_visible()
+    with told(page, "The last answer is copied."):
+        page.keyboard.press("Alt+c")
     assert page.evaluate("navigator.clipboard.readText()") == "Hello newer"
     page.keyboard.press("Alt+r")
     expect_answer(page, "You said: Hi")

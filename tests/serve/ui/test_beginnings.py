@@ -80,6 +80,7 @@ def test_another_reader_finds_nothing_of_the_one_before(desktop: Sight, backend:
     give_key(page, "tc-b")
     expect(answers(page)).to_have_count(0)
     expect(field(page)).to_have_value("")
+    expect(show_list(page).get_by_text("anna")).to_be_visible()
     expect(page.get_by_role("link", name="Cluster", exact=True)).to_be_hidden()
     assert "#" not in page.url
 

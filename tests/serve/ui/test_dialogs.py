@@ -64,7 +64,7 @@ def test_what_cannot_be_undone_is_not_one_press_away(desktop: Sight, backend: Fa
 
 def test_one_panel_at_a_time_covers_a_narrow_page_and_escape_closes_it(open_sight: OpenSight, backend_url: str) -> None:
     page = open_sight(backend_url, viewport=NARROW).open()
-    begun(page)
+    expect(field(page)).to_be_focused()
     page.keyboard.press("Alt+b")
     assert reachable(page) == ["side"]
     page.keyboard.press("Alt+s")

@@ -87,7 +87,7 @@ def test_who_searches_before_the_page_has_opened_anything_goes_on_searching(
     page = desktop.page
     with held(page, "**/api/settings"):
         with page.expect_request("**/api/settings"):
-            desktop.open()
+            page.goto(desktop.url, wait_until="commit")
         search = page.get_by_role("searchbox")
         with page.expect_request("**/api/sessions?*search=lisb"):
             search.fill("lisb")

@@ -42,6 +42,8 @@ def test_a_key_that_is_taken_back_is_asked_for_anew(desktop: Sight, backend: Fak
     page.get_by_label("Key", exact=True).press("Enter")
     expect(show_list(page).get_by_role("link", name="Cluster", exact=True)).to_be_visible()
     expect(page.get_by_role("combobox", name="Model")).to_be_enabled()
+    # Nothing is on its way that would be refused before the message is.
+    expect(page.get_by_text("Your conversations will be here.")).to_be_visible()
     backend.keys = {"tc-new": "admin"}
     say(page, "Hello")
     dialog = page.get_by_role("dialog", name="Your key")

@@ -71,6 +71,7 @@ def test_a_refused_edit_can_be_edited(desktop: Sight, backend: FakeBackend) -> N
         field(page).fill(text)
         field(page).press("Enter")
         expect(text_of(questions(page).last)).to_have_text(text)
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
     expect_answer(page, "You said: Q1 edited again")
     expect(questions(page).get_by_role("group", name="Versions")).to_have_text("2/2")
     assert backend.asked[-1]["parent_id"] is None
@@ -94,6 +95,7 @@ def test_an_answer_whose_connection_is_lost_for_good_stays_and_is_read_on(deskto
     assert len(backend.asked) == 1
     say(page, "Next")
     expect(answers(page)).to_have_count(3)
+    expect(answers(page).last).to_have_attribute("data-state", "streaming")
     assert backend.asked[-1]["parent_id"] == next(iter(backend.running))
 
 
@@ -133,8 +135,8 @@ def test_nothing_is_sent_into_a_conversation_that_is_not_there_yet(desktop: Sigh
 
 def test_a_message_that_is_left_at_once_is_said_nevertheless(desktop: Sight, backend: FakeBackend) -> None:
     backend.talk("Other", "Hi", "Other answer")
-    page = desktop.open()
     backend.is_slow, backend.settings = True, {"parameters": {"seed": 5}}
+    page = desktop.open()
     say(page, "Left at once")
     expect(answers(page)).to_have_count(1)
     listed(page, "Other").click()

@@ -33,7 +33,8 @@ def test_a_conversation_from_its_first_word_to_its_end(start_server: StartServer
     panel.get_by_role("spinbutton", name="Temperature").fill("0.5")
     panel.get_by_role("spinbutton", name="Seed").fill("7")
     panel.get_by_role("button", name="Close the settings").click()
-    say(page, "What is **this**?")
+    with page.expect_response(lambda response: response.request.method == "PATCH"):
+        say(page, "What is **this**?")
     expect_answer(page, "7:What is this?")
     expect(text_of(answers(page).last).locator("strong")).to_have_text("this")
     expect(answers(page).locator(".cost")).to_contain_text("fake")
@@ -41,6 +42,7 @@ def test_a_conversation_from_its_first_word_to_its_end(start_server: StartServer
     expect(page).to_have_title("What is **this**? · tinycluster")
     page.get_by_role("button", name="Answer again").click()
     expect(answers(page).get_by_role("group", name="Versions")).to_have_text("2/2")
+    expect_answer(page, "7:What is this?")
     questions(page).last.hover()
     page.get_by_role("button", name="Edit message").click()
     field(page).fill("Edited")

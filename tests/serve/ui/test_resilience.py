@@ -28,9 +28,16 @@ def test_a_running_answer_survives_a_reload(desktop: Sight, backend: FakeBackend
 
 
 def test_a_broken_stream_goes_on_where_it_was(desktop: Sight, backend: FakeBackend) -> None:
-    backend.answers["Go"], backend.break_after = LONG, 3
+    backend.holds, backend.answers["Go"] = True, LONG
     page = desktop.open()
     say(page, "Go")
+    expect(answers(page).last).to_have_attribute("data-state", "streaming")
+    # A browser forgets what has come and is not read yet when a connection breaks: this is read before.
+    backend.last_answer.write(21)
+    expect(text_of(answers(page).last)).to_have_text(LONG[:21])
+    backend.break_after = 0
+    backend.wait_for(lambda: backend.resumed_from != [])
+    backend.last_answer.write()
     expect_answer(page, LONG)
     assert backend.resumed_from == [f"{backend.last_answer.message['id']}/21"]
     assert len(backend.asked) == 1

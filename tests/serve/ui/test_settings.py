@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from tests.serve.ui.acts import expect_answer, say, show_settings
+from tests.serve.ui.acts import expect_answer, say, show_settings, told
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -62,8 +62,8 @@ def test_a_conversation_has_settings_of_its_own(desktop: Sight, backend: FakeBac
         panel.get_by_role("spinbutton", name="Seed").fill("3")
     assert session["settings"] == {"temperature": 0.1, "seed": 3}
     assert backend.settings["parameters"] == {"temperature": 0.9}
-    panel.get_by_role("button", name="Use for new conversations too").click()
-    expect(page.get_by_text("New conversations will begin with these settings.")).to_be_visible()
+    with told(page, "New conversations will begin with these settings."):
+        panel.get_by_role("button", name="Use for new conversations too").click()
     assert backend.settings["parameters"] == {"temperature": 0.1, "seed": 3}
     with page.expect_response(lambda response: response.request.method == "PATCH"):
         panel.get_by_role("button", name="Back to the defaults").click()
@@ -81,6 +81,8 @@ def test_a_new_conversation_keeps_what_it_began_with(desktop: Sight, backend: Fa
 
 def test_a_wrong_value_is_a_sentence_and_is_not_sent(desktop: Sight, backend: FakeBackend) -> None:
     page = desktop.open()
+    # What the server has kept is shown when it comes, and not what could not be kept.
+    expect(page.get_by_role("combobox", name="Model")).to_be_enabled()
     panel = show_settings(page)
     temperature = panel.get_by_role("spinbutton", name="Temperature")
     temperature.fill("7")
@@ -95,6 +97,7 @@ def test_a_wrong_value_is_a_sentence_and_is_not_sent(desktop: Sight, backend: Fa
 
 def test_arrows_go_by_the_step_of_a_number_and_any_number_between_may_be_written(desktop: Sight) -> None:
     page = desktop.open()
+    expect(page.get_by_role("combobox", name="Model")).to_be_enabled()
     panel = show_settings(page)
     for label, before, after in (("Temperature", "0.7", "0.75"), ("Min-p", "0.05", "0.06"), ("Seed", "7", "8")):
         field = panel.get_by_role("spinbutton", name=label)
