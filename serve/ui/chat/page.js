@@ -31,7 +31,7 @@ class Page {
   #sidebar = new Sidebar({
     open: (id) => this.#goTo(id),
     renamed: (id, title) => this.#renamed(id, title),
-    deleted: (id) => id === this.#conversation.session?.id && this.#goTo(null),
+    deleted: (id) => id === hashId() && this.#goTo(null),
   });
   #panel = new SettingsPanel({
     whenChanged: (values) => this.#settingsChanged(values),

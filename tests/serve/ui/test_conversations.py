@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.serve.ui.acts import answers, begun, choose, expect_answer, field, held, listed, say, show_list, told
 from tests.serve.ui.browser import Sight
@@ -96,6 +96,20 @@ def test_a_conversation_is_deleted_after_a_question(sight: Sight, backend: FakeB
         page.get_by_role("dialog", name="Delete the conversation?").get_by_role("button", name="Delete").click()
     expect(answers(page)).to_have_count(0)
     assert list(backend.sessions) == [kept["id"]]
+    assert "#" not in page.url
+
+
+def test_a_conversation_that_is_deleted_before_it_is_open_is_left(desktop: Sight, backend: FakeBackend) -> None:
+    gone = backend.talk("Gone", "Hi", "Bye")
+    page = desktop.page
+    waiting: list[Route] = []
+    page.route("**/api/sessions/conv_*", lambda r: waiting.append(r) if r.request.method == "GET" else r.fallback())
+    with page.expect_request(f"**/api/sessions/{gone['id']}"):
+        page.goto(f"{desktop.url}/#{gone['id']}", wait_until="commit")
+    choose(page, "Gone", "Delete")
+    with told(page, "The conversation is deleted."):
+        page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", name="What is on your mind?")).to_be_visible()
     assert "#" not in page.url
 
 
