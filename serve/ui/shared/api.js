@@ -39,7 +39,8 @@ export async function request(method, path, options = {}) {
   const response = await ask(path, { method, headers, body: content, signal, keepalive, cache: "no-store", credentials: "omit" });
   if (response.ok) return response;
   const refusal = await refusalOf(response);
-  if (response.status === 401) document.dispatchEvent(new CustomEvent("keyneeded", { detail: refusal }));
+  // Of a key that has been replaced in the meantime nothing needs to be said.
+  if (response.status === 401 && key === currentKey()) document.dispatchEvent(new CustomEvent("keyneeded", { detail: refusal }));
   throw refusal;
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.serve.ui.acts import expect_answer, say, show_list
 from tests.serve.ui.browser import Sight
@@ -53,6 +53,29 @@ def test_a_key_that_is_taken_back_is_asked_for_anew(desktop: Sight, backend: Fak
     expect(dialog).to_have_count(0)
     page.get_by_role("button", name="Try again").click()
     expect_answer(page, "You said: Hello")
+
+
+def test_a_late_refusal_of_a_key_that_has_been_replaced_asks_for_none(desktop: Sight, backend: FakeBackend) -> None:
+    backend.keys = {"tc-old": "user"}
+    page = desktop.open()
+    dialog, key = page.get_by_role("dialog", name="Your key"), page.get_by_label("Key", exact=True)
+    key.fill("tc-old")
+    key.press("Enter")
+    expect(page.get_by_role("combobox", name="Model")).to_be_enabled()
+    backend.keys = {"tc-new": "user"}
+    late: list[Route] = []
+    page.route("**/v1/models", lambda route: late.append(route), times=1)
+    with page.expect_request("**/v1/models"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(dialog).to_be_visible()
+    key.fill("tc-new")
+    key.press("Enter")
+    expect(dialog).to_have_count(0)
+    with page.expect_response(lambda response: response.url.endswith("/v1/models") and response.status == 401):
+        late[0].fallback()
+    say(page, "Hello")
+    expect_answer(page, "You said: Hello")
+    expect(dialog).to_have_count(0)
 
 
 def test_the_cluster_page_asks_for_the_key_too(desktop: Sight, backend: FakeBackend) -> None:
