@@ -38,6 +38,8 @@ export class Conversation {
   #reading = null;
   /** The end of what is shown, which is not in the tree yet: on its way, or refused. @type {Question | null} */
   #question = null;
+  /** The answers that have begun since this page has. */
+  #numStarted = 0;
 
   /** @param {View} view */
   constructor(view) {
@@ -71,6 +73,7 @@ export class Conversation {
     this.session = null;
     const opening = (this.#opening = new AbortController());
     this.#view.opening();
+    const numStarted = this.#numStarted;
     try {
       this.session = id === null ? null : new Session(await loadSession(id, opening.signal));
     } catch (error) {
@@ -82,6 +85,8 @@ export class Conversation {
     this.#view.opened(this.session);
     this.#show();
     this.#resume();
+    // What has begun in the meantime may belong to this conversation and not be in what was loaded.
+    if (this.#numStarted !== numStarted) this.refresh();
   }
 
   /** What another page or device has added. */
@@ -243,6 +248,7 @@ export class Conversation {
   #started(reading, event) {
     const { session } = reading;
     const isNew = session.id === "";
+    this.#numStarted += 1;
     Object.assign(session, { id: event.session.id, title: event.session.title, model: event.session.model });
     if (event.message !== null) session.tree.put(event.message);
     session.tree.put({ ...event.answer, content: "", state: "streaming" });

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from playwright.sync_api import Page, Route, expect
 
 from tests.serve.ui.acts import answers, expect_answer, field, leave_running, listed, questions, say, text_of
@@ -163,6 +165,24 @@ def test_a_message_that_is_left_and_refused_says_so_and_is_sent_again(desktop: S
         "Left at once",
         "You said: Left at once",
     ]
+
+
+def test_an_answer_that_begins_while_its_conversation_is_opened_is_shown(desktop: Sight, backend: FakeBackend) -> None:
+    page, session = open_talk(desktop, backend, "Q1", "A1")
+    before = deepcopy(backend.shown(session["id"]))
+    backend.is_slow = True
+    say(page, "Left at once")
+    expect(answers(page)).to_have_count(2)
+    page.get_by_role("button", name="New conversation", exact=True).click()
+    expect(page.get_by_role("heading", name="What is on your mind?")).to_be_visible()
+    held: list[Route] = []
+    page.route("**/api/sessions/conv_*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/api/sessions/conv_*"):
+        listed(page, "One").click()
+    with page.expect_request("**/api/sessions?*"):
+        backend.is_slow = False
+    held[0].fulfill(json=before)
+    expect_answer(page, "You said: Left at once")
 
 
 def test_a_further_answer_that_is_left_before_it_begins_leaves_no_ghost(desktop: Sight, backend: FakeBackend) -> None:
