@@ -4,7 +4,7 @@ import { ApiError, isAbort, messageOf } from "../shared/api.js";
 import { tellTrouble } from "../shared/notices.js";
 import { askedAnswer, placeOf, resumedAnswer, stopAnswer } from "./answer.js";
 import { bodyOf, pathOf } from "./question.js";
-import { changeSession, loadSession, newMessageId, Session } from "./session.js";
+import { loadSession, newMessageId, Session } from "./session.js";
 
 const MAX_SHOWN_CHARS = 100;
 
@@ -93,8 +93,9 @@ export class Conversation {
   async refresh() {
     const { session } = this;
     if (session === null || session.id === "" || this.isBusy || this.#question !== null) return;
+    const { head } = session;
     const shown = await loadSession(session.id, AbortSignal.timeout(10_000)).catch(() => null);
-    if (shown === null || this.session !== session || this.isBusy || this.#question !== null) return;
+    if (shown === null || this.session !== session || session.head !== head || this.isBusy || this.#question !== null) return;
     session.update(shown);
     this.#view.refreshed(session);
     this.#show();
@@ -170,8 +171,7 @@ export class Conversation {
   showSibling(id) {
     if (this.session === null) return;
     this.leave();
-    this.session.head = this.session.tree.newestLeaf(id);
-    changeSession(this.session.id, { head_id: this.session.head }).catch((error) => tellTrouble(messageOf(error)));
+    this.session.choose(id).catch((error) => tellTrouble(messageOf(error)));
     this.#show();
     this.#resume();
   }

@@ -46,6 +46,9 @@ export function newMessageId() {
 export class Session {
   #late = new LateWrite((/** @type {Change[]} */ changes, isLeaving) => changeSession(this.id, Object.assign({}, ...changes), isLeaving));
 
+  /** Branches that were chosen and are not kept yet. */
+  #numChosen = 0;
+
   /** @param {any} shown what GET /api/sessions/{id} answers, or the beginning of a new one */
   constructor(shown) {
     /** @type {string} */
@@ -54,6 +57,8 @@ export class Session {
     this.model = null;
     /** @type {Record<string, unknown>} */
     this.settings = {};
+    /** The last message that is shown. @type {string | null} */
+    this.head = null;
     this.update(shown);
   }
 
@@ -63,8 +68,18 @@ export class Session {
     this.title = shown.title;
     if (!this.#late.isOpen) Object.assign(this, { model: shown.model, settings: shown.settings ?? {} });
     this.tree = new MessageTree(shown.messages ?? []);
-    /** The last message that is shown. @type {string | null} */
-    this.head = shown.head_id ?? this.tree.newestRoot();
+    if (this.#numChosen === 0) this.head = shown.head_id ?? this.tree.newestRoot();
+  }
+
+  /** The newest branch through a message is shown from now on, also by who leaves at once. @param {string} id */
+  async choose(id) {
+    this.head = this.tree.newestLeaf(id);
+    this.#numChosen += 1;
+    try {
+      await changeSession(this.id, { head_id: this.head }, true);
+    } finally {
+      this.#numChosen -= 1;
+    }
   }
 
   /** @param {{settings?: Record<string, unknown>, model?: string}} change written a moment later */

@@ -174,3 +174,24 @@ def test_a_change_that_is_not_written_yet_stays_when_the_reader_looks_again(
     say(page, "Next")
     expect_answer(page, "You said: Next")
     assert backend.asked[0]["seed"] == 3
+
+
+def test_a_version_that_is_chosen_stays_when_the_reader_looks_again_before_it_is_written(
+    desktop: Sight, backend: FakeBackend
+) -> None:
+    session = backend.talk("One", "Q", "First answer")
+    question, first = (message["id"] for message in backend.messages[session["id"]])
+    backend.add_message(session, "assistant", "Second answer", parent_id=question)
+    page = desktop.open(f"/#{session['id']}")
+    expect_answer(page, "Second answer")
+    held: list[Route] = []
+    page.route("**/api/sessions/conv_*", lambda r: held.append(r) if r.request.method == "PATCH" else r.fallback())
+    with page.expect_request(lambda request: request.method == "PATCH"):
+        page.get_by_role("button", name="Previous version").click()
+    session["title"] = "Elsewhere"
+    look_again(page)
+    expect(page.get_by_role("button", name="Elsewhere", exact=True)).to_be_visible()
+    expect_answer(page, "First answer")
+    with page.expect_request_finished(lambda request: request.method == "PATCH"):
+        held[0].fallback()
+    assert session["head_id"] == first
