@@ -13,7 +13,8 @@ export class LateWrite {
   #timer = 0;
   /** @type {Change[]} */
   #changes = [];
-  #isWriting = false;
+  /** What is on its way, which a page that is left takes back. @type {Change[]} */
+  #writing = [];
 
   /** @param {(changes: Change[], isLeaving: boolean) => Promise<unknown>} write `isLeaving`: only one request has time */
   constructor(write) {
@@ -22,7 +23,7 @@ export class LateWrite {
 
   /** Whether the server does not have every change. */
   get isOpen() {
-    return this.#isWriting || this.#changes.length > 0;
+    return this.#writing.length > 0 || this.#changes.length > 0;
   }
 
   /** @param {Change} change */
@@ -35,12 +36,13 @@ export class LateWrite {
   /** @returns {Promise<boolean>} whether it went well */
   async flush(isLeaving = false) {
     clearTimeout(this.#timer);
-    const changes = this.#changes;
-    if (changes.length === 0 || (this.#isWriting && !isLeaving)) return false;
+    if (this.#writing.length > 0 && !isLeaving) return false;
+    const changes = [...this.#writing, ...this.#changes];
+    if (changes.length === 0) return false;
     this.#changes = [];
-    this.#isWriting = true;
+    this.#writing = changes;
     const trouble = await this.#write(changes, isLeaving).then(() => null, messageOf);
-    this.#isWriting = false;
+    this.#writing = [];
     if (trouble !== null) tellTrouble(`Your settings were not kept. ${trouble}`, () => this.#again(changes));
     this.flush();
     return trouble === null;
