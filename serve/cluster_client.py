@@ -84,10 +84,26 @@ def _as_snapshot(content: bytes) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        reason = f"{place}: {first['msg']}" if place else "it is no JSON object"
-        raise UnavailableError(
-            f"the server's answer is no view of a cluster that this version can read ({reason}); "
-            "is it a tinycluster server of the same version?"
-        ) from None
-    shown: dict[str, Any] = json.loads(content)
+        raise _unreadable(f"{place}: {first['msg']}" if place else "it is no JSON object") from None
+    shown: dict[str, Any] = json.loads(content, parse_int=_count, parse_float=_number, parse_constant=_number)
     return shown
+
+
+def _count(text: str) -> int:
+    _number(text)
+    return int(text)
+
+
+def _number(text: str) -> float:
+    """What cannot be told by 64 bits is no size and no time, and would be too much for some that show it."""
+    number = float(text)
+    if not abs(number) < 2**63:
+        raise _unreadable(f"{text[:20]} is no number of a cluster")
+    return number
+
+
+def _unreadable(reason: str) -> UnavailableError:
+    return UnavailableError(
+        f"the server's answer is no view of a cluster that this version can read ({reason}); "
+        "is it a tinycluster server of the same version?"
+    )

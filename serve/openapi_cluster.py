@@ -116,9 +116,9 @@ class ClusterModel(BaseModel):
 
 
 class ClusterSnapshot(BaseModel):
-    """Rates are those of the last whole second."""
+    """Rates are those of the last whole second; `time` is in Unix seconds, of years with four digits."""
 
-    time: float
+    time: Annotated[float, Field(ge=0, lt=253402300800)]
     version: str
     uptime_s: float
     nodes: list[ClusterNode]

@@ -212,7 +212,9 @@ def test_a_view_with_other_fields_is_a_sentence(start_server: StartServer) -> No
         without(shown, "models", 0, "ranks", 0, "load", "wait"),
         without(shown, "models", 0, "ranks", 0, "layers", 0),
         without(shown, "nodes", 0, "cpus"),
-        json.dumps({**shown, "time": "now"}).encode(),
+        *(json.dumps({**shown, "time": time}).encode() for time in ("now", 1e300, -1, float("nan"))),
+        *(json.dumps({**shown, "uptime_s": time}).encode() for time in (1e300, float("inf"), float("nan"))),
+        json.dumps({**shown, "nodes": [{**shown["nodes"][0], "memory_bytes": 10**400}]}).encode(),
         b"[" * 100_000,
         b"\xff",
     ]
