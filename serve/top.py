@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import select
+import signal
 import sys
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -20,6 +22,7 @@ from tinycluster.serve.cluster_client import ClusterClient
 from tinycluster.serve.cluster_screen import plain_lines, screen
 
 HINT = "q ends"
+ENDS = frozenset(b"qQ\x04")
 WAIT_S = 0.1
 
 
@@ -50,11 +53,15 @@ def show_live(client: ClusterClient, out: TextIO) -> None:
 
 def _show_screen(client: ClusterClient, console: Console) -> None:
     latest = _Latest(client)
-    with _single_keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    with (
+        _interrupts() as interrupts,
+        _single_keys() as pressed,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         while not latest.is_over:
             if (shown := latest.take()) is not None:
                 live.update(screen(shown, width=console.width, hint=HINT), refresh=True)
-            if pressed(WAIT_S) in ("q", "Q", "\x03", "\x04"):
+            if ENDS.intersection(pressed(WAIT_S)) or interrupts:
                 return
     latest.raise_error()
     console.print("the server has ended")
@@ -94,14 +101,25 @@ class _Latest:
 
 
 @contextmanager
-def _single_keys() -> Iterator[Any]:
-    """Keys come one by one and are not echoed; gives a function that waits for one."""
+def _interrupts() -> Iterator[list[int]]:
+    """Those that have come. As an exception an interrupt may come where Python only reports it, in a destructor."""
+    come: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: come.append(number))
+    try:
+        yield come
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _single_keys() -> Iterator[Callable[[float], bytes]]:
+    """Keys come as they are pressed and are not echoed; gives a function that waits for some."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
 
-    def pressed(wait_s: float) -> str:
+    def pressed(wait_s: float) -> bytes:
         ready, _, _ = select.select([fd], [], [], wait_s)
-        return sys.stdin.read(1) if ready else ""
+        return os.read(fd, 1024) if ready else b""
 
     try:
         tty.setcbreak(fd)

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -118,11 +117,11 @@ def test_nothing_is_cut_off_on_a_terminal_of_80_columns(start_server: StartServe
 class Terminal:
     """A command on a pseudo-terminal of its own."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *command: str) -> None:
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
             os.environ.update(TERM="xterm-256color", COLUMNS="140", LINES="40")
-            os.execv(sys.executable, [*COMMAND, *arguments])
+            os.execv(command[0], command)
         self.text = ""
 
     def read_until(self, wanted: str) -> None:
@@ -134,9 +133,6 @@ class Terminal:
 
     def press(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
-
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self._pid, number)
 
     def exit_code(self) -> int:
         # What it still writes must be read, or it never ends.
@@ -158,7 +154,7 @@ def busy_url(start_server: StartServer) -> str:
 
 
 def test_top_on_a_terminal_shows_ranks_live_and_ends_with_q(busy_url: str) -> None:
-    terminal = Terminal("top", "--url", busy_url)
+    terminal = Terminal(*COMMAND, "top", "--url", busy_url)
     for wanted in ("smollm2", "ready", "3 running", "4 waiting", "50%", "3.0 MiB", "alive"):
         terminal.read_until(wanted)
     terminal.press("q")
@@ -170,12 +166,45 @@ def test_top_on_a_terminal_shows_ranks_live_and_ends_with_q(busy_url: str) -> No
 
 
 def test_ctrl_c_ends_top_and_leaves_the_terminal_as_it_was(busy_url: str) -> None:
-    terminal = Terminal("top", "--url", busy_url)
+    terminal = Terminal(*COMMAND, "top", "--url", busy_url)
     terminal.read_until("smollm2")
     terminal.press("\x03")
     assert terminal.exit_code() == 0
     assert terminal.text.rindex("\x1b[?1049l") > terminal.text.rindex("\x1b[?1049h")
     assert "Traceback" not in terminal.text
+
+
+SHOWS_WITH_AN_INTERRUPT = """
+import json, os, signal, sys, time
+from tinycluster.serve.top import show_live
+
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # here Python looks for signals, and what is raised is only reported
+
+class View(dict):
+    def __getitem__(self, name):
+        Late()
+        return super().__getitem__(name)
+
+class Client:
+    def snapshots(self):
+        yield View(json.loads(sys.argv[1]))
+        time.sleep(3600)
+
+show_live(Client(), sys.stdout)
+print("left")
+"""
+
+
+def test_an_interrupt_in_a_destructor_ends_top_too(busy_url: str) -> None:
+    with ClusterClient(busy_url, None) as client:
+        shown = client.snapshot()
+    terminal = Terminal(sys.executable, "-c", SHOWS_WITH_AN_INTERRUPT, json.dumps(shown))
+    terminal.read_until("left")
+    assert terminal.exit_code() == 0
+    assert "ignored" not in terminal.text
 
 
 def test_status_without_a_server_exits_with_1() -> None:
