@@ -84,11 +84,6 @@ def remove(connection: Connection, owner: str, conversation_id: str) -> bool:
     return connection.execute(DELETE_CONVERSATION, {"id": conversation_id, "owner": owner}).rowcount > 0
 
 
-def path(connection: Connection, owner: str, conversation_id: str, leaf: str | Head) -> list[Message] | None:
-    found = with_path(connection, owner, conversation_id, leaf)
-    return None if found is None else found[1]
-
-
 def with_path(
     connection: Connection, owner: str, conversation_id: str, leaf: str | Head | None
 ) -> tuple[Conversation, list[Message] | None] | None:
@@ -104,8 +99,7 @@ def with_path(
 def fork(
     connection: Connection, owner: str, conversation_id: str, leaf: str | Head, now_ms: int
 ) -> Conversation | None:
-    original = find_conversation(connection, owner, conversation_id)
-    branch = path(connection, owner, conversation_id, leaf)
+    original, branch = with_path(connection, owner, conversation_id, leaf) or (None, None)
     if original is None or branch is None:
         return None
     copy = replace(original, id=new_conversation_id(), created_ms=now_ms, updated_ms=now_ms)

@@ -121,7 +121,8 @@ class Conversations:
 
     async def path(self, owner: str, conversation_id: str, leaf: str | Head = HEAD) -> Sequence[Message] | None:
         """From the first message to `leaf`, the head if none is named; None where there is no such leaf."""
-        return await self._database.read(lambda connection: branches.path(connection, owner, conversation_id, leaf))
+        found = await self.with_path(owner, conversation_id, leaf)
+        return None if found is None else found[1]
 
     async def with_path(
         self, owner: str, conversation_id: str, leaf: str | Head | None = HEAD
