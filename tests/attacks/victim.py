@@ -9,7 +9,6 @@ import ctypes
 import json
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -120,8 +119,6 @@ def _answer(question: str, engine: Any, events: Events) -> Any:
         return len(engine.running) if isinstance(engine, FakeEngine) else engine.num_running + engine.num_waiting
     if question == "preemptions":
         return engine.num_preemptions
-    if question == "cpu_s":
-        return time.process_time()
     if question == "heap_bytes":
         return heap_bytes()
     if question == "watch":

@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.serve.clock import Clock
 from tinycluster.engine.errors import RequestError, TinyclusterError
 from tinycluster.serve.errors import ErrorReply, HttpError
 from tinycluster.serve.key_limits import Account, Bucket, Limits, duration
 from tinycluster.serve.wrong_keys import WINDOW_S, WrongKeys
-
-
-@dataclass
-class Clock:
-    now_s: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @dataclass(eq=False)

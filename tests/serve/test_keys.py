@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,12 @@ import httpx
 import openai
 import pytest
 
+from tests.serve.clock import Clock
 from tests.serve.fake_engine import FakeEngine
 from tests.serve.keyed_server import KeyedServer, keyed_server
 from tinycluster.serve.key_ring import MAX_AGE_S
 
 ASK = {"prompt": "hello", "max_tokens": 5}
-
-
-@dataclass
-class Clock:
-    now_s: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,11 @@ def show_settings(page: Page) -> Locator:
     return panel
 
 
+def look_again(page: Page) -> None:
+    """The reader comes back to the page."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
 def begun(page: Page) -> None:
     """The page's scripts have begun: panels that were open when it was left are open again."""
     expect(page.locator("#theme")).to_have_attribute("title", re.compile("Colours"))

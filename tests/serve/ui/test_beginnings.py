@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
-from tests.serve.ui.acts import answers, expect_answer, field, listed, questions, say, show_list
+from tests.serve.ui.acts import answers, expect_answer, field, listed, look_again, questions, say, show_list
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -76,7 +76,7 @@ def test_another_reader_finds_nothing_of_the_one_before(desktop: Sight, backend:
     expect_answer(page, "A1")
     field(page).fill("a draft of the first")
     backend.keys = {"tc-b": "user"}
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    look_again(page)
     give_key(page, "tc-b")
     expect(answers(page)).to_have_count(0)
     expect(field(page)).to_have_value("")

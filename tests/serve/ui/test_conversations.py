@@ -7,7 +7,19 @@ from pathlib import Path
 
 from playwright.sync_api import Route, expect
 
-from tests.serve.ui.acts import answers, begun, choose, expect_answer, field, held, listed, say, show_list, told
+from tests.serve.ui.acts import (
+    answers,
+    begun,
+    choose,
+    expect_answer,
+    field,
+    held,
+    listed,
+    look_again,
+    say,
+    show_list,
+    told,
+)
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -54,7 +66,7 @@ def test_all_pages_of_conversations_are_reached_and_stay_when_the_first_is_fetch
     before = page.locator(".side-list").evaluate("list => list.scrollTop")
     backend.add_message(next(iter(backend.sessions.values())), "user", "Moved to the front")
     backend.new_session("Newest")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    look_again(page)
     expect(entries.first).to_have_text("Newest")
     expect(entries.nth(1)).to_have_text("Session 0")
     expect(entries).to_have_count(151)
@@ -175,6 +187,6 @@ def test_what_another_device_says_is_there_when_the_reader_looks_again(desktop: 
     expect_answer(page, "Hello")
     backend.add_message(session, "user", "From my phone")
     backend.add_message(session, "assistant", "Seen")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    look_again(page)
     expect_answer(page, "Seen")
     expect(field(page)).to_be_visible()

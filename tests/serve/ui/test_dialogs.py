@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
-from tests.serve.ui.acts import begun, choose, expect_answer, field, held, show_list
+from tests.serve.ui.acts import begun, choose, expect_answer, field, held, look_again, show_list
 from tests.serve.ui.browser import OpenSight, Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -31,7 +31,7 @@ def test_the_dialog_of_the_key_stays_until_a_key_is_there(desktop: Sight, backen
     dialog.get_by_label("Key", exact=True).press("Enter")
     expect(dialog).to_have_count(0)
     backend.keys = {"tc-next": "user"}
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    look_again(page)
     expect(dialog).to_be_visible()
 
 

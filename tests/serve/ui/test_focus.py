@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from tests.serve.ui.acts import answers, expect_answer, field, held, say
+from tests.serve.ui.acts import answers, expect_answer, field, held, look_again, say
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -27,7 +27,7 @@ def test_the_focus_stays_in_the_foot_of_a_message(desktop: Sight, backend: FakeB
     copy = page.get_by_label("Copy answer")
     copy.focus()
     session["title"] = "Elsewhere"
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    look_again(page)
     expect(page.get_by_role("button", name="Elsewhere", exact=True)).to_be_visible()
     expect_answer(page, "First answer")
     expect(copy).to_be_focused()
@@ -71,7 +71,7 @@ def test_the_focus_stays_in_the_list_when_conversations_are_renamed_deleted_and_
     expect(more).to_be_focused()
     more.press("Enter")
     backend.new_session("Newest")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    look_again(page)
     expect(page.locator(".session a").first).to_have_text("Newest")
     page.keyboard.press("Escape")
     expect(more).to_be_focused()

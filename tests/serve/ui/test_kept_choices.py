@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, Request, Route, expect
 
-from tests.serve.ui.acts import expect_answer, field, listed, say, show_settings
+from tests.serve.ui.acts import expect_answer, field, listed, look_again, say, show_settings
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -15,10 +15,6 @@ def seed(page: Page, value: str) -> None:
 
 def model_ready(page: Page) -> None:
     expect(page.get_by_role("combobox", name="Model")).to_be_enabled()
-
-
-def look_again(page: Page) -> None:
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
 def is_put(request: Request) -> bool:

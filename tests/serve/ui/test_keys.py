@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Route, expect
 
-from tests.serve.ui.acts import expect_answer, say, show_list
+from tests.serve.ui.acts import expect_answer, look_again, say, show_list
 from tests.serve.ui.browser import Sight
 from tests.serve.ui.fake_backend import FakeBackend
 
@@ -66,7 +66,7 @@ def test_a_late_refusal_of_a_key_that_has_been_replaced_asks_for_none(desktop: S
     late: list[Route] = []
     page.route("**/v1/models", lambda route: late.append(route), times=1)
     with page.expect_request("**/v1/models"):
-        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        look_again(page)
     expect(dialog).to_be_visible()
     key.fill("tc-new")
     key.press("Enter")
