@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from tinycluster.serve.allocator import give_back_freed_memory
 from tinycluster.serve.errors import ErrorReply
@@ -55,6 +56,12 @@ class ConnectionLimits:
 USUAL = ConnectionLimits()
 
 
+class Connections(ServerState):
+    """All of a server. When it leaves, uvicorn ends those that it knows of."""
+
+    is_leaving = False
+
+
 class RefusedError(Exception):
     """Raised in the parser's callbacks, which end the parsing."""
 
@@ -75,6 +82,8 @@ class Waiting(Protocol):
 class Connection(HttpToolsProtocol):
     """Between requests, in a header or in a body; while an answer runs, the next request may already arrive."""
 
+    server_state: Connections
+
     def __init__(self, *, limits: ConnectionLimits, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._limits = limits
@@ -85,6 +94,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.server_state.is_leaving:  # accepted before, told of after uvicorn has ended all others
+            transport.close()
+            return
         self._timer = self.loop.call_later(self._limits.header_timeout_s, self._time_out)
         if len(self.connections) > self._limits.max_connections:
             make_room(self.connections, self)

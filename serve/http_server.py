@@ -16,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tinycluster.engine.errors import UnavailableError
-from tinycluster.serve.connection import USUAL, Connection, ConnectionLimits
+from tinycluster.serve.connection import USUAL, Connection, ConnectionLimits, Connections
 from tinycluster.serve.tls_server import TlsServer
 
 DRAIN_S = 1.0
@@ -81,6 +81,7 @@ class HttpServer:
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, limits: ConnectionLimits, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
+        self.server_state: Connections = Connections()
         self._limits, self._tls = limits, tls
         self.has_started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,6 +114,13 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(0):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_leaving.wait(), TICK_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.server_state.is_leaving = True
+        await super().shutdown(sockets)
+        # Whoever still does not read what is sent: the loop must not end before its connections.
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _raise_file_limit() -> int:
