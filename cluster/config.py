@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -26,6 +27,8 @@ from pydantic import (
 from tinycluster.cluster.config_errors import sentence_of, unknown_key
 from tinycluster.cluster.web_address import web_address
 from tinycluster.engine.errors import ConfigError
+from tinycluster.engine.request import SamplingParams
+from tinycluster.engine.sampling_rules import MAX_REPETITION_PENALTY, MIN_REPETITION_PENALTY
 
 WebAddress = Annotated[str, AfterValidator(web_address)]
 SQLITE = "sqlite:///"
@@ -113,6 +116,22 @@ class LimitsSettings(_Section):
     """Seconds: who would wait longer for the first token, by what steps took so far, is answered with 429."""
 
 
+class SamplingSettings(_Section):
+    """How tokens are chosen where a request does not say it. What is left out is the model's own, of its
+    generation_config.json or GGUF file, and else as of OpenAI."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    """0 and -1 consider all tokens."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
+
+    def over(self, recommended: SamplingParams) -> SamplingParams:
+        sampling = replace(recommended, **self.model_dump(exclude_none=True))
+        return replace(sampling, top_k=max(sampling.top_k, 0))
+
+
 class ModelSettings(_Section):
     name: str = Field(min_length=1)
     source: str = Field(min_length=1)
@@ -127,6 +146,7 @@ class ModelSettings(_Section):
     device: Literal["cpu", "cuda"] = "cpu"
     kv_cache: KVCacheSettings = KVCacheSettings()
     limits: LimitsSettings = LimitsSettings()
+    sampling: SamplingSettings = SamplingSettings()
     speculation: Literal["off", "ngram"] = "off"
     """ngram guesses text that repeats itself or its prompt and verifies several tokens at once: same answer, sooner."""
     threads: int | Literal["auto"] = "auto"

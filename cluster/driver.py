@@ -105,6 +105,10 @@ class Engine:
         return self.model.max_model_len
 
     @property
+    def default_sampling(self) -> SamplingParams:
+        return self.model.default_sampling
+
+    @property
     def num_running(self) -> int:
         return self._scheduler.num_running - (self._probe.is_running and self._scheduler.num_running > 0)
 

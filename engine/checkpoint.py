@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.gguf import GgufCheckpoint
 from tinycluster.engine.models.spec import ModelConfig
+from tinycluster.engine.request import SamplingParams
 from tinycluster.engine.safetensors import SafetensorsCheckpoint
 from tinycluster.engine.tensor_table import TensorEntry as TensorEntry
 from tinycluster.kernels.formats import HostTensor
@@ -27,6 +28,10 @@ class Checkpoint(Protocol):
 
     @property
     def config(self) -> ModelConfig: ...
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """What the model's makers recommend."""
 
     @property
     def digest(self) -> str:

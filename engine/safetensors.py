@@ -22,6 +22,7 @@ from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.hf_config import FieldError, model_config
 from tinycluster.engine.json_file import read_json
 from tinycluster.engine.models.spec import ModelConfig
+from tinycluster.engine.sampling_defaults import sampling_of_folder
 from tinycluster.engine.tensor_table import DTYPES, DenseFormat, TensorEntry, check_slices, map_file, read_dense
 from tinycluster.kernels.formats import HostTensor
 
@@ -59,6 +60,7 @@ class SafetensorsCheckpoint:
         self.path = path
         self._digest = hashlib.sha256()
         self.config = self._config()
+        self.default_sampling = sampling_of_folder(path)
         self._tensors: dict[str, _Stored] = {}
         for file, names in self._files().items():
             self._add_file(file, names)

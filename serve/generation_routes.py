@@ -93,7 +93,7 @@ async def submit_request(
     options = body.options(terms.client, grammar)
     if terms.content_filter is not None:
         await _check_prompts(terms.content_filter, body, engine, prompts)
-    samplings = body.samplings(engine.tokenizer)
+    samplings = body.samplings(engine.tokenizer, engine.default_sampling)
     terms.check_running(len(prompts) * len(samplings))
     choices = submit(engine, prompts, samplings, options)
     if body.is_prompt_only:

@@ -67,9 +67,10 @@ class LLM:
         prompts: str | Sequence[str] | Sequence[Sequence[int]],
         sampling_params: SamplingParams | None = None,
     ) -> list[Completion]:
-        """Complete texts or token ids; the answers come in the order of the prompts. RequestError, UnavailableError."""
+        """Complete texts or token ids; the answers come in the order of the prompts. Without parameters the model's own
+        count. RequestError, UnavailableError."""
         listed = [prompts] if isinstance(prompts, str) else prompts
-        return self._run([self._token_ids(prompt) for prompt in listed], sampling_params or SamplingParams())
+        return self._run([self._token_ids(prompt) for prompt in listed], sampling_params)
 
     def chat(
         self, messages: ChatMessages | Sequence[ChatMessages], sampling_params: SamplingParams | None = None
@@ -77,7 +78,7 @@ class LLM:
         """Answer one conversation, or several."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [self.engine.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
-        return self._run(prompts, sampling_params or SamplingParams())
+        return self._run(prompts, sampling_params)
 
     def submit(
         self,
@@ -104,7 +105,8 @@ class LLM:
     def _token_ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
         return self.engine.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
 
-    def _run(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Completion]:
+    def _run(self, prompts: Sequence[Sequence[int]], given: SamplingParams | None) -> list[Completion]:
+        sampling = self.engine.default_sampling if given is None else given
         running: deque[tuple[Sequence[int], Generation]] = deque()
         completions: list[Completion] = []
         try:

@@ -39,6 +39,16 @@ class Load(BaseModel):
     server_load: int
 
 
+class DefaultSampling(BaseModel):
+    """What holds where a request says nothing."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"]
@@ -46,6 +56,7 @@ class ModelCard(BaseModel):
     owned_by: str
     max_model_len: int
     vocab_size: int
+    default_sampling: DefaultSampling
 
 
 class ModelList(BaseModel):

@@ -56,7 +56,7 @@ class Responses:
         engine.check_room()
         context = await self._history(request, asked) + said
         submitted = await submit_response(engine, asked, body, context, terms_of(request))
-        response = new_response(asked, engine.name, int(time.time()))
+        response = new_response(asked, engine.name, engine.default_sampling, int(time.time()))
         run = Run(storage, owner, response, context, len(said.items), submitted)
         with submitted.choices.aborted_on_error():
             if asked.background:

@@ -17,8 +17,10 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 from tinycluster.cluster.generation import Delta
+from tinycluster.engine.request import SamplingParams
 from tinycluster.engine.tool_calls import Content, ToolCallParser, ToolCallStarted, ToolEvent
 from tinycluster.serve.errors import ErrorReply
+from tinycluster.serve.fields import or_default
 from tinycluster.serve.responses_fields import ResponsesRequest
 from tinycluster.serve.responses_items import message_item, new_id, text_part
 from tinycluster.serve.responses_logprobs import MessageLogprobs, Written, encoded, filled
@@ -28,7 +30,7 @@ Keep = Callable[[Mapping[str, Any]], Awaitable[None]]
 """Stores a response as it ends."""
 
 
-def new_response(asked: ResponsesRequest, model: str, created_at: int) -> dict[str, Any]:
+def new_response(asked: ResponsesRequest, model: str, defaults: SamplingParams, created_at: int) -> dict[str, Any]:
     """The object before anything is generated. Defaults are shown as they are used."""
     text_format = asked.text.format if asked.text is not None else None
     # The specification has no null for these; nor for the usage, which comes at the end.
@@ -53,12 +55,12 @@ def new_response(asked: ResponsesRequest, model: str, created_at: int) -> dict[s
         "reasoning": {"effort": None, "summary": None},
         "service_tier": "default",
         "store": asked.is_stored,
-        "temperature": 1.0 if asked.temperature is None else asked.temperature,
+        "temperature": or_default(asked.temperature, defaults.temperature),
         "text": {"format": {"type": "text"} if text_format is None else text_format.as_answered()},
         "tool_choice": _shown_choice(asked.tool_choice),
         "tools": [tool.model_dump() for tool in asked.tools or ()],
         "top_logprobs": asked.top_logprobs or 0,
-        "top_p": 1.0 if asked.top_p is None else asked.top_p,
+        "top_p": or_default(asked.top_p, defaults.top_p),
         "presence_penalty": asked.presence_penalty or 0.0,
         "frequency_penalty": asked.frequency_penalty or 0.0,
         "truncation": asked.truncation or "disabled",

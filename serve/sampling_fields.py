@@ -118,20 +118,20 @@ class SamplingFields(Fields):
         if self.min_tokens and limit is not None and self.min_tokens > limit:
             raise RequestError(f"min_tokens must not exceed max_tokens, {limit}, got {self.min_tokens}", "min_tokens")
 
-    def samplings(self, encoder: Encoder) -> list[SamplingParams]:
-        """The parameters of every candidate: they differ by their seeds, and the first one's prompt counts for all."""
-        first = self._sampling(encoder)
+    def samplings(self, encoder: Encoder, defaults: SamplingParams) -> list[SamplingParams]:
+        """The parameters of every candidate: they differ by their seeds, and the first one's prompt counts for all.
+        `defaults` are the model's."""
+        first = self._sampling(encoder, defaults)
         if self.num_candidates == 1:
             return [first]
         other = replace(first, prompt_logprobs=None)
         seeds = [None if self.seed is None else choice_seed(self.seed, c) for c in range(1, self.num_candidates)]
         return [first, *(replace(other, seed=seed) for seed in seeds)]
 
-    def _sampling(self, encoder: Encoder) -> SamplingParams:
-        defaults = SamplingParams()
+    def _sampling(self, encoder: Encoder, defaults: SamplingParams) -> SamplingParams:
         return SamplingParams(
             temperature=or_default(self.temperature, defaults.temperature),
-            top_k=min(max(self.top_k or 0, 0), 2**31 - 1),
+            top_k=min(max(or_default(self.top_k, defaults.top_k), 0), 2**31 - 1),
             top_p=or_default(self.top_p, defaults.top_p),
             min_p=or_default(self.min_p, defaults.min_p),
             seed=None if self.seed is None else choice_seed(self.seed, 0),

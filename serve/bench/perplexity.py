@@ -67,7 +67,7 @@ class RoundedToBf16:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self.path, self.config, self.digest = checkpoint.path, checkpoint.config, checkpoint.digest
-        self.tokenizer = checkpoint.tokenizer
+        self.tokenizer, self.default_sampling = checkpoint.tokenizer, checkpoint.default_sampling
 
     def tensors(self) -> Mapping[str, TensorEntry]:
         return self._checkpoint.tensors()

@@ -11,7 +11,7 @@ from tinycluster.cluster.messages import Message, Stop
 from tinycluster.cluster.model_card import ModelCard
 from tinycluster.cluster.ranks import Inbox, RankEvent, RankLost
 from tinycluster.engine.block_pool import BlockPool
-from tinycluster.engine.request import SampledToken, StepPlan, StepResult
+from tinycluster.engine.request import SampledToken, SamplingParams, StepPlan, StepResult
 from tinycluster.engine.scheduler import Scheduler, SchedulerLimits
 from tinycluster.engine.tokenizer import Tokenizer
 from tinycluster.parallel.mesh import Mesh
@@ -68,5 +68,5 @@ def engine_over(
 ) -> Engine:
     limits = SchedulerLimits(max_model_len=64, max_running=4, step_tokens=64, max_waiting=max_waiting)
     scheduler = Scheduler(pool=BlockPool(16, 16), limits=limits, eos_token_ids=tokenizer.eos_token_ids)
-    card = ModelCard("fake", CASES["llama_nine_heads_tied"], tokenizer, Mesh(tensor=ranks.size), 64)
+    card = ModelCard("fake", CASES["llama_nine_heads_tied"], tokenizer, Mesh(tensor=ranks.size), 64, SamplingParams())
     return Engine(card, scheduler, ranks, ranks.inbox, step_timeout_s=step_timeout_s, on_failure=on_failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from tinycluster.cluster.config import Settings, load_settings, parse_memory, parse_override
 from tinycluster.cluster.web_address import origin_of
 from tinycluster.engine.errors import ConfigError
+from tinycluster.engine.request import SamplingParams
 
 MODEL = "models:\n  - {name: a, source: /models/a, mesh: {tensor: 2}, kv_cache: {memory: 1GiB}}\n"
 TWO_MODELS = MODEL + "  - {name: b, source: /models/b}\n"
@@ -36,6 +38,17 @@ def test_defaults_are_those_of_the_documentation(file: Path) -> None:
     assert (model.kv_cache.memory_bytes, model.kv_cache.block_tokens) == (2**30, 16)
     assert (model.limits.max_model_len, model.limits.max_running, model.limits.step_tokens) == (None, 64, 512)
     assert (settings.cluster.address, settings.server.host, settings.server.port) == ("auto", "127.0.0.1", 8000)
+
+
+def test_settings_of_sampling_count_more_than_what_the_model_recommends(file: Path) -> None:
+    recommended = SamplingParams(0.7, 20, 0.8, 0.1, repetition_penalty=1.05)
+    plain, set_here = load_settings(file), load_settings(file, {"sampling.temperature": 0, "sampling.top_p": 1})
+    assert plain.models[0].sampling.over(recommended) == recommended
+    assert set_here.models[1].sampling.over(recommended) == replace(recommended, temperature=0, top_p=1)
+    assert load_settings(file, {"sampling.top_k": -1}).models[0].sampling.over(recommended).top_k == 0
+    every = {"temperature": 1.5, "top_k": 0, "top_p": 0.5, "min_p": 0.0, "repetition_penalty": 1.0}
+    overrides = {f"sampling.{name}": value for name, value in every.items()}
+    assert load_settings(file, overrides).models[0].sampling.over(recommended) == replace(recommended, **every)
 
 
 def test_settings_cannot_be_changed(file: Path) -> None:
@@ -106,6 +119,9 @@ def test_a_flag_of_another_form_is_refused(text: str) -> None:
         ("kv_cache.block_tokens=24", "kv_cache.block_tokens must be a power of two from 16 to 256, got 24"),
         ("kv_cache.dtype=f16", 'kv_cache.dtype must be "f32", "bf16" or "q8", got \'f16\''),
         ("kv_cache.memory=1Gi", 'kv_cache.memory must be bytes with a unit like "512MiB" or "1GiB", got \'1Gi\''),
+        ("sampling.temperature=3", "models.0.sampling.temperature must be less than or equal to 2, got 3"),
+        ("sampling.top_k=-2", "models.0.sampling.top_k must be greater than or equal to -1, got -2"),
+        ("sampling.temprature=1", "models.0.sampling.temprature is not a setting; the nearest is temperature"),
         ("weights=q5", 'models.0.weights must be "stored", "f32", "bf16", "f16", "q8" or "q4", got \'q5\''),
         ("threads=0", "models.0.threads must be auto or a number from 1 to 1024, got 0"),
         ("sha256=abc", "models.0.sha256 must be 64 hexadecimal digits, got 'abc'"),

@@ -100,6 +100,7 @@ class FakeEngine:
     options: list[RequestOptions] = field(default_factory=list)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
     config: ModelConfig = TINY
+    default_sampling: SamplingParams = field(default_factory=SamplingParams)
     statistics: EngineStatistics = field(default_factory=lambda: EngineStatistics(max_model_len=1000))
     cache_use: CacheUse = USE
     num_waiting: int = 0
@@ -111,7 +112,9 @@ class FakeEngine:
 
     @property
     def model(self) -> ModelCard:
-        return ModelCard(self.name, self.config, self.tokenizer, self.mesh, self.max_model_len, (RANK,))
+        return ModelCard(
+            self.name, self.config, self.tokenizer, self.mesh, self.max_model_len, self.default_sampling, (RANK,)
+        )
 
     @property
     def num_running(self) -> int:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.serve.fake_engine import ByteTokenizer
 from tinycluster.engine.errors import RequestError
+from tinycluster.engine.request import SamplingParams
 from tinycluster.serve.messages import template_messages
 from tinycluster.serve.protocol import ChatRequest, CompletionRequest, parse
 from tinycluster.serve.unsupported import CHAT_NEUTRAL, COMPLETION_NEUTRAL
@@ -74,7 +75,7 @@ def mistake(kind: Any, body: dict[str, Any]) -> RequestError | None:
 
 
 def use(request: Any) -> None:
-    request.samplings(ByteTokenizer())
+    request.samplings(ByteTokenizer(), SamplingParams())
     request.options("", None)
     request.rules("hermes")
     if isinstance(request, ChatRequest):

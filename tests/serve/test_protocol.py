@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -242,8 +243,11 @@ def test_the_engine_learns_which_conversation_a_request_continues() -> None:
     assert body.options("", None) == RequestOptions(session_id="s")
 
 
-def samplings(kind: type[Any], **body: Any) -> list[SamplingParams]:
-    return list(parse(kind, body).samplings(ByteTokenizer()))
+OPENAIS = SamplingParams()
+
+
+def samplings(kind: type[Any], defaults: SamplingParams = OPENAIS, **body: Any) -> list[SamplingParams]:
+    return list(parse(kind, body).samplings(ByteTokenizer(), defaults))
 
 
 def test_null_stands_for_the_default_in_every_field() -> None:
@@ -256,6 +260,16 @@ def test_null_stands_for_the_default_in_every_field() -> None:
 def test_defaults_are_openais() -> None:
     assert samplings(ChatRequest, messages=HELLO) == [SamplingParams()]
     assert samplings(CompletionRequest, prompt="x") == [SamplingParams(max_tokens=16)]
+
+
+def test_a_model_has_defaults_of_its_own_which_every_field_of_a_request_replaces() -> None:
+    own = SamplingParams(temperature=0.2, top_k=20, top_p=0.9, min_p=0.1, repetition_penalty=1.1)
+    assert samplings(ChatRequest, own, messages=HELLO) == [own]
+    assert samplings(ChatRequest, own, messages=HELLO, temperature=0) == [replace(own, temperature=0)]
+    assert samplings(ChatRequest, own, messages=HELLO, top_k=-1, top_p=1) == [replace(own, top_k=0, top_p=1)]
+    off = {"min_p": 0, "repetition_penalty": 1}
+    assert samplings(ChatRequest, own, messages=HELLO, n=2, **off) == [replace(own, **off)] * 2
+    assert samplings(ChatRequest, SamplingParams(top_k=-1), messages=HELLO) == [SamplingParams(top_k=0)]
 
 
 def test_all_sampling_fields_reach_the_engine() -> None:

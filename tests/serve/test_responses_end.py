@@ -9,6 +9,7 @@ import pytest
 
 from tests.serve.scripted_run import Fed, settled
 from tests.serve.virtual_time import in_virtual_time
+from tinycluster.engine.request import SamplingParams
 from tinycluster.serve.choices import Choices
 from tinycluster.serve.responses_events import new_response
 from tinycluster.serve.responses_fields import parse_responses
@@ -51,7 +52,7 @@ async def begun() -> tuple[Runs, Run, Fed, Stored]:
     runs, generation, stored = Runs(), Fed(), Stored()
     asked = parse_responses({"model": "fake", "input": "a", "background": True})
     submitted = Submitted(Choices([generation], 1), None, None)
-    response = new_response(asked, "fake", 0)
+    response = new_response(asked, "fake", SamplingParams(), 0)
     run = Run(cast(Storage, stored), "me", response, context_of([]), 0, submitted)
     await run.begin()
     runs.begin(run)

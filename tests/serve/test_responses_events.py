@@ -14,6 +14,7 @@ from tests.serve.openai_specification import violations
 from tests.serve.strict_types import conforms
 from tinycluster.cluster.generation import Delta
 from tinycluster.engine.errors import UnavailableError
+from tinycluster.engine.request import SamplingParams
 from tinycluster.engine.tool_calls import tool_call_parser
 from tinycluster.serve.errors import ErrorReply
 from tinycluster.serve.responses_events import ResponseEvents, new_response
@@ -27,7 +28,7 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 def response_events(*, finds_calls: bool = False) -> tuple[ResponseEvents, list[str]]:
     asked = parse_responses({"input": "a", "tools": [TOOL] if finds_calls else []})
     ends: list[str] = []
-    response = new_response(asked, "fake", 1)
+    response = new_response(asked, "fake", SamplingParams(), 1)
     parser = tool_call_parser("hermes", ["add"]) if finds_calls else None
 
     async def keep(ended: Mapping[str, Any]) -> None:
@@ -130,7 +131,7 @@ def test_a_response_that_fails_before_its_first_event_has_all_of_them_once() -> 
 
 
 def ended_but_for_commit(keep: Callable[[Mapping[str, Any]], Awaitable[None]]) -> tuple[ResponseEvents, str]:
-    response = new_response(parse_responses({"input": "a"}), "fake", 1)
+    response = new_response(parse_responses({"input": "a"}), "fake", SamplingParams(), 1)
     events = ResponseEvents(response, lambda: 2.5, keep)
     told = events.opening(0) + events.delta(0, Delta((1,), "a", "stop")) + events.usage(USAGE)
     return events, told

@@ -18,6 +18,7 @@ from tests.serve.openai_specification import violations
 from tests.serve.strict_types import conforms
 from tests.serve.test_responses import read_events
 from tinycluster.cluster.generation import Delta
+from tinycluster.engine.request import SamplingParams
 from tinycluster.engine.tool_calls import tool_call_parser
 from tinycluster.serve.responses_events import ResponseEvents, new_response
 from tinycluster.serve.responses_fields import LOGPROBS, parse_responses
@@ -96,7 +97,7 @@ def response_events(num_top: int = 0, *, finds_calls: bool = True) -> ResponseEv
     asked = parse_responses({"input": "a", "tools": [TRAP], **ASKED, "metadata": {"logprobs": '"logprobs": []'}})
     parser = tool_call_parser("hermes", ["add"]) if finds_calls else None
     logprobs = MessageLogprobs(ByteTokenizer(), num_top)  # type: ignore[arg-type]
-    return ResponseEvents(new_response(asked, "fake", 1), lambda: 2.5, forget, parser, logprobs)
+    return ResponseEvents(new_response(asked, "fake", SamplingParams(), 1), lambda: 2.5, forget, parser, logprobs)
 
 
 async def forget(_ended: Mapping[str, Any]) -> None:

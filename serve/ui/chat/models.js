@@ -5,50 +5,56 @@ import { element, find } from "../shared/dom.js";
 
 const ASK_AGAIN_MS = 2000;
 
+/** @typedef {{id: string, default_sampling?: import("./parameters.js").Parameters}} Model `default_sampling`: how it is asked where a request does not say it */
+
 export class Models {
   /** @type {HTMLSelectElement} */
   #select = find("#model");
-  /** @type {string[]} */
-  #names = [];
+  /** @type {Model[]} */
+  #models = [];
   /** @type {string | null} */
   #wanted = null;
   #timer = 0;
   #whenKnown;
+  #whenShown;
 
-  /** @param {{whenKnown(): void, whenChosen(name: string): void}} actions */
-  constructor({ whenKnown, whenChosen }) {
+  /** @param {{whenKnown(): void, whenChosen(name: string): void, whenShown(model: Model): void}} actions */
+  constructor({ whenKnown, whenChosen, whenShown }) {
     this.#whenKnown = whenKnown;
+    this.#whenShown = whenShown;
     this.#select.addEventListener("change", () => {
-      this.#wanted = this.#select.value;
+      this.choose(this.#select.value);
       whenChosen(this.#select.value);
     });
   }
 
   /** The model that is asked, if any is ready. @returns {string | null} */
   get chosen() {
-    return this.#names.length === 0 ? null : this.#select.value;
+    return this.#models.length === 0 ? null : this.#select.value;
   }
 
   /** @param {string | null} name what a conversation or the reader's settings say */
   choose(name) {
     this.#wanted = name;
-    if (this.#names.length > 0) this.#select.value = name !== null && this.#names.includes(name) ? name : this.#names[0];
+    if (this.#models.length === 0) return;
+    const shown = this.#models.find(({ id }) => id === name) ?? this.#models[0];
+    this.#select.value = shown.id;
+    this.#whenShown(shown);
   }
 
   /** Asks until a model is there. */
   async load() {
     clearTimeout(this.#timer);
     let text = "No model is ready yet …";
-    const before = this.#names;
+    const before = this.#models;
     try {
-      const { data } = await requestJson("GET", "/v1/models");
-      this.#names = data.map((/** @type {{id: string}} */ model) => model.id);
+      this.#models = (await requestJson("GET", "/v1/models")).data;
     } catch (error) {
       text = messageOf(error);
     }
-    if (this.#names.length > 0 && String(before) === String(this.#names)) return;
-    const isKnown = this.#names.length > 0;
-    const options = isKnown ? this.#names.map((name) => element("option", { value: name }, name)) : [element("option", { value: "" }, text)];
+    const isKnown = this.#models.length > 0;
+    if (isKnown && JSON.stringify(before) === JSON.stringify(this.#models)) return;
+    const options = isKnown ? this.#models.map(({ id }) => element("option", { value: id }, id)) : [element("option", { value: "" }, text)];
     this.#select.replaceChildren(...options);
     this.#select.disabled = !isKnown;
     this.choose(this.#wanted);

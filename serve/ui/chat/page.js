@@ -22,7 +22,11 @@ const READ_ALOUD_CHARS = 600;
 
 class Page {
   #list = new MessageList((id) => this.#actionsOf(id));
-  #models = new Models({ whenKnown: () => this.#updateComposer(), whenChosen: (name) => this.#modelChosen(name) });
+  #models = new Models({
+    whenKnown: () => this.#updateComposer(),
+    whenChosen: (name) => this.#modelChosen(name),
+    whenShown: (model) => this.#panel.showDefaults(model.default_sampling ?? {}),
+  });
   #composer = new Composer({
     send: (text, edited) => this.#conversation.send(text, edited),
     stop: () => this.#conversation.stop(),

@@ -8,6 +8,8 @@ import { NUMBER_FIELDS, readNumber, readParameters } from "./parameters.js";
 export class SettingsPanel {
   /** @type {Parameters} */
   #values = {};
+  /** What the model takes for what is not set. @type {Parameters} */
+  #defaults = {};
   #whenChanged;
   /** @type {Map<string, {input: HTMLInputElement, slider: HTMLInputElement | null, trouble: HTMLElement}>} */
   #numbers = new Map();
@@ -31,7 +33,7 @@ export class SettingsPanel {
   /** @param {Parameters} values @param {boolean} isOfSession */
   show(values, isOfSession) {
     this.#values = readParameters(values);
-    this.#scope.textContent = isOfSession ? "For this conversation." : "For new conversations.";
+    this.#scope.textContent = `For ${isOfSession ? "this conversation" : "new conversations"}. What is empty is left to the model.`;
     this.#keepAsDefaults.hidden = !isOfSession;
     this.#fill();
   }
@@ -44,8 +46,27 @@ export class SettingsPanel {
       const value = /** @type {number | undefined} */ (this.#values[field.name]);
       parts.input.value = value === undefined ? "" : String(value);
       this.#check(field);
-      if (parts.slider !== null) slide(parts.slider, value, field);
+      this.#slide(field);
     }
+  }
+
+  /** @param {Parameters} defaults the model's */
+  showDefaults(defaults) {
+    this.#defaults = defaults;
+    for (const field of NUMBER_FIELDS) {
+      const parts = this.#numbers.get(field.name);
+      if (parts !== undefined) parts.input.placeholder = String(defaults[field.name] ?? "default");
+      this.#slide(field);
+    }
+  }
+
+  /** A slider has no place for "not set": it is paler then, and stands where the model does. @param {NumberField} field */
+  #slide(field) {
+    const slider = this.#numbers.get(field.name)?.slider ?? null;
+    if (slider === null) return;
+    const value = this.#values[field.name];
+    slider.classList.toggle("unset", value === undefined);
+    slider.value = String(value ?? this.#defaults[field.name] ?? field.min);
   }
 
   /** @param {Parameters} values */
@@ -69,14 +90,14 @@ export class SettingsPanel {
     this.#numbers.set(name, { input, slider, trouble });
     input.addEventListener("input", () => {
       const { value } = this.#check(field);
-      if (slider) slide(slider, value ?? undefined, field);
       this.#set(name, value);
+      this.#slide(field);
     });
     slider?.addEventListener("input", () => {
       input.value = slider.value;
-      slide(slider, Number(slider.value), field);
       this.#check(field);
       this.#set(name, Number(slider.value));
+      this.#slide(field);
     });
     const head = element("div", { class: "setting-head" }, element("label", { for: name }, label), input);
     return element("div", { class: "setting" }, head, slider, element("p", { id: `${name}-hint`, class: "hint" }, hint), trouble);
@@ -98,10 +119,4 @@ export class SettingsPanel {
     else this.#values[name] = value;
     this.#whenChanged(this.values);
   }
-}
-
-/** A slider has no place for "default": it is paler then. @param {HTMLInputElement} slider @param {number | undefined} value @param {NumberField} field */
-function slide(slider, value, field) {
-  slider.classList.toggle("unset", value === undefined);
-  slider.value = String(value ?? field.usual);
 }

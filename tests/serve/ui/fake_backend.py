@@ -76,6 +76,8 @@ class FakeBackend:
     running: dict[str, Answer] = field(default_factory=dict)
     settings: Json = field(default_factory=dict)
     models: list[str] = field(default_factory=lambda: ["smollm2", "qwen3-8b"])
+    default_sampling: dict[str, Json] = field(default_factory=dict)
+    """By model."""
     answers: dict[str, str] = field(default_factory=dict)
     holds: bool = False
     piece_chars: int = 7

@@ -139,7 +139,8 @@ def _add_copies(app: FastAPI, backend: FakeBackend) -> None:
 def _add_rest(app: FastAPI, backend: FakeBackend) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": name} for name in backend.models]})
+        cards = [{"id": name, "default_sampling": backend.default_sampling.get(name, {})} for name in backend.models]
+        return JSONResponse({"object": "list", "data": cards})
 
     @app.get("/api/me")
     async def me(request: Request) -> Response:

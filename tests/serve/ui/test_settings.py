@@ -40,6 +40,39 @@ def test_what_is_not_set_is_left_to_the_model(desktop: Sight, backend: FakeBacke
     assert not {*ALL, "system"} & backend.asked[0].keys()
 
 
+def test_what_is_not_set_shows_what_the_model_takes(desktop: Sight, backend: FakeBackend) -> None:
+    backend.default_sampling = {
+        "smollm2": {"temperature": 0.2, "top_k": 0, "top_p": 0.9},
+        "qwen3-8b": {"temperature": 0.7, "top_k": 20, "top_p": 0.8},
+    }
+    page = desktop.open()
+    panel = show_settings(page)
+    number, slider = (panel.get_by_role(role, name="Temperature") for role in ("spinbutton", "slider"))
+    expect(number).to_have_attribute("placeholder", "0.2")
+    expect(number).to_have_value("")
+    expect(slider).to_have_value("0.2")
+    expect(panel.get_by_role("spinbutton", name="Top-k")).to_have_attribute("placeholder", "0")
+    desktop.picture("settings-of-the-model")
+    number.fill("1.5")
+    expect(slider).to_have_value("1.5")
+    page.get_by_role("combobox", name="Model").select_option("qwen3-8b")
+    expect(number).to_have_attribute("placeholder", "0.7")
+    expect(number).to_have_value("1.5")
+    expect(slider).to_have_value("1.5")
+    expect(panel.get_by_role("slider", name="Top-k")).to_have_value("20")
+    number.fill("")
+    expect(slider).to_have_value("0.7")
+
+
+def test_a_limit_of_the_model_can_be_taken_off(desktop: Sight, backend: FakeBackend) -> None:
+    backend.default_sampling = {"smollm2": {"top_k": 20, "top_p": 0.8}}
+    page = desktop.open()
+    show_settings(page).get_by_role("spinbutton", name="Top-k").fill("0")
+    say(page, "Hello")
+    expect_answer(page, "You said: Hello")
+    assert backend.asked[0]["top_k"] == 0
+
+
 def test_settings_of_new_conversations_are_kept_by_the_server(desktop: Sight, backend: FakeBackend) -> None:
     page = desktop.open()
     with page.expect_response(lambda response: response.request.method == "PUT"):
@@ -89,7 +122,7 @@ def test_a_wrong_value_is_a_sentence_and_is_not_sent(desktop: Sight, backend: Fa
     expect(panel.get_by_text("Temperature is a number from 0 to 2.")).to_be_visible()
     expect(temperature).to_have_attribute("aria-invalid", "true")
     panel.get_by_role("spinbutton", name="Top-k").fill("1.5")
-    expect(panel.get_by_text("Top-k is a whole number from 1 to 1000.")).to_be_visible()
+    expect(panel.get_by_text("Top-k is a whole number from 0 to 1000.")).to_be_visible()
     say(page, "Hello")
     expect_answer(page, "You said: Hello")
     assert not {*ALL} & backend.asked[0].keys()

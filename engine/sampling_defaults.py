@@ -1,0 +1,55 @@
+"""How a model's makers want it sampled: of generation_config.json, and of GGUF files, which carry the same.
+
+vLLM and llama.cpp begin with these too. As there, `do_sample` does not count: greedy is temperature 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinycluster.engine.errors import CheckpointError, RequestError
+from tinycluster.engine.json_file import read_json_if_present
+from tinycluster.engine.request import SamplingParams
+from tinycluster.engine.sampling_rules import check_sampling
+
+GGUF_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+"""By the names that generation_config.json and SamplingParams have."""
+
+
+def sampling_of_folder(folder: Path) -> SamplingParams:
+    """SamplingParams' defaults where the folder says nothing. CheckpointError for values that no request may have."""
+    file = folder / "generation_config.json"
+    given = read_json_if_present(file)
+    return _checked({name: given.get(name) for name in GGUF_KEYS}, file)
+
+
+def sampling_of_gguf(path: Path, fields: Mapping[str, Any]) -> SamplingParams:
+    """The same of a file's metadata."""
+    return _checked({name: _decimal(fields.get(key)) for name, key in GGUF_KEYS.items()}, path)
+
+
+def _decimal(value: Any) -> Any:
+    """0.95 for the float32 0.949999988079071, as it was before the conversion."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _checked(recommended: Mapping[str, Any], file: Path) -> SamplingParams:
+    given = {name: value for name, value in recommended.items() if value is not None}
+    for name, value in given.items():
+        if type(value) is not int and (type(value) is not float or name == "top_k"):
+            kind = "a whole number" if name == "top_k" else "a number"
+            raise CheckpointError(f"{file}: {name} must be {kind}, got {value!r}")
+    sampling = SamplingParams(**given)
+    try:
+        check_sampling(sampling, vocab_size=0)
+    except RequestError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return sampling
