@@ -20,7 +20,10 @@ from tinycluster.cluster.rank_card import rank_cards
 from tinycluster.cluster.ranks import Inbox, Ranks
 from tinycluster.engine.block_pool import BlockPool
 from tinycluster.engine.checkpoint import Checkpoint, open_checkpoint
+from tinycluster.engine.errors import ConfigError, RequestError
 from tinycluster.engine.progress import NoProgress as NoProgress
+from tinycluster.engine.request import SamplingParams
+from tinycluster.engine.sampling_rules import check_sampling
 from tinycluster.engine.scheduler import Scheduler
 from tinycluster.engine.source import default_cache_dir as default_cache_dir
 from tinycluster.engine.source import resolve
@@ -49,6 +52,7 @@ def start_engine(
         model.source, sha256=model.sha256, cache_dir=cache_dir or default_cache_dir(), progress=progress()
     ).absolute()
     checkpoint = open_checkpoint(path)
+    sampling = _default_sampling(model, checkpoint)
     if placed is None:
         blueprint = draw(model, checkpoint, path=path, cache_dir=cache_dir, step_timeout_s=timeout_s)
     else:
@@ -79,12 +83,22 @@ def start_engine(
         tokenizer,
         blueprint.mesh,
         blueprint.max_model_len,
-        model.sampling.over(checkpoint.default_sampling),
+        sampling,
         cards,
     )
     engine = Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
     engine.statistics.startup_time_s = time.monotonic() - started_s
     return engine
+
+
+def _default_sampling(model: ModelSettings, checkpoint: Checkpoint) -> SamplingParams:
+    sampling = model.sampling.over(checkpoint.default_sampling)
+    try:
+        check_sampling(sampling, vocab_size=0)
+    except RequestError as error:
+        remedy = f"set sampling.{error.param} of {model.name}"
+        raise ConfigError(f"{checkpoint.path} recommends what no request may have: {error}; {remedy}") from None
+    return sampling
 
 
 def _deal_threads(model: ModelSettings, settings: Settings) -> DealThreads:

@@ -1,6 +1,6 @@
 """How a model's makers want it sampled: of generation_config.json, and of GGUF files, which carry the same.
 
-vLLM and llama.cpp begin with these too. As there, `do_sample` does not count: greedy is temperature 0.
+vLLM and llama.cpp take their defaults from there, too. As in both, `do_sample` does not count: greedy is temperature 0.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinycluster.engine.errors import CheckpointError, RequestError
+from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.json_file import read_json_if_present
 from tinycluster.engine.request import SamplingParams
-from tinycluster.engine.sampling_rules import check_sampling
 
 GGUF_KEYS = {
     "temperature": "general.sampling.temp",
@@ -25,15 +24,16 @@ GGUF_KEYS = {
 
 
 def sampling_of_folder(folder: Path) -> SamplingParams:
-    """SamplingParams' defaults where the folder says nothing. CheckpointError for values that no request may have."""
+    """SamplingParams' defaults where the folder says nothing. CheckpointError for what is no number; what is out of its
+    range may still be replaced."""
     file = folder / "generation_config.json"
     given = read_json_if_present(file)
-    return _checked({name: given.get(name) for name in GGUF_KEYS}, file)
+    return _numbers({name: given.get(name) for name in GGUF_KEYS}, file)
 
 
 def sampling_of_gguf(path: Path, fields: Mapping[str, Any]) -> SamplingParams:
     """The same of a file's metadata."""
-    return _checked({name: _decimal(fields.get(key)) for name, key in GGUF_KEYS.items()}, path)
+    return _numbers({name: _decimal(fields.get(key)) for name, key in GGUF_KEYS.items()}, path)
 
 
 def _decimal(value: Any) -> Any:
@@ -41,15 +41,12 @@ def _decimal(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _checked(recommended: Mapping[str, Any], file: Path) -> SamplingParams:
+def _numbers(recommended: Mapping[str, Any], file: Path) -> SamplingParams:
     given = {name: value for name, value in recommended.items() if value is not None}
     for name, value in given.items():
-        if type(value) is not int and (type(value) is not float or name == "top_k"):
+        is_whole = type(value) is int or (type(value) is float and value.is_integer())
+        if not is_whole and (type(value) is not float or name == "top_k"):
             kind = "a whole number" if name == "top_k" else "a number"
-            raise CheckpointError(f"{file}: {name} must be {kind}, got {value!r}")
-    sampling = SamplingParams(**given)
-    try:
-        check_sampling(sampling, vocab_size=0)
-    except RequestError as error:
-        raise CheckpointError(f"{file}: {error}") from None
-    return sampling
+            raise CheckpointError(f"{file}: {name} must be {kind}, got {value!r:.40}")
+        given[name] = int(value) if name == "top_k" else float(value)
+    return SamplingParams(**given)

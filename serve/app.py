@@ -12,6 +12,7 @@ from fastapi import Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from tinycluster.cluster.config import SamplingSettings
 from tinycluster.cluster.driver import Engine
 from tinycluster.engine.errors import TinyclusterError
 from tinycluster.serve.access import OpenDoor, check_access
@@ -28,7 +29,6 @@ from tinycluster.serve.key_routes import add_key_routes
 from tinycluster.serve.limit_headers import LimitHeaders
 from tinycluster.serve.metrics import add_metrics_routes
 from tinycluster.serve.openapi import add_openapi_routes
-from tinycluster.serve.openapi_answers import DefaultSampling
 from tinycluster.serve.registry import ModelRegistry
 from tinycluster.serve.responses import add_responses_routes
 from tinycluster.serve.responses_run import Runs
@@ -94,14 +94,15 @@ def _add_status_routes(app: FastAPI, registry: ModelRegistry) -> None:
     started = int(time.time())
 
     def card(engine: Engine) -> dict[str, Any]:
-        defaults = DefaultSampling.model_validate(engine.default_sampling, from_attributes=True)
         fixed = {"object": "model", "created": started, "owned_by": "tinycluster"}
         return {
             "id": engine.name,
             **fixed,
             "max_model_len": engine.max_model_len,
             "vocab_size": engine.config.vocab_size,
-            "default_sampling": defaults.model_dump(),
+            "default_sampling": {
+                name: getattr(engine.default_sampling, name) for name in SamplingSettings.model_fields
+            },
         }
 
     @app.get("/v1/models")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,6 @@ import typer
 
 import tinycluster
 from tinycluster.engine.errors import TinyclusterError, UnavailableError
-from tinycluster.engine.request import SamplingParams
 from tinycluster.serve.bench.commands import bench_app
 from tinycluster.serve.cluster_commands import add_cluster_commands
 from tinycluster.serve.key_commands import keys_app
@@ -84,14 +82,14 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The text; it goes through the model's chat template.")],
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(metavar="N")] = 256,
-    temperature: Annotated[float, typer.Option(metavar="T", help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(metavar="P")] = 1.0,
-    top_k: Annotated[int, typer.Option(metavar="K", help="0 is off.")] = 0,
-    min_p: Annotated[float, typer.Option(metavar="P")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(metavar="T", help="0 takes the most likely token.")] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="P")] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="0 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option(metavar="P")] = None,
     seed: Annotated[int | None, typer.Option(metavar="S")] = None,
     presence_penalty: Annotated[float, typer.Option(metavar="P")] = 0.0,
     frequency_penalty: Annotated[float, typer.Option(metavar="P")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(metavar="P", help="1 is off.")] = 1.0,
+    repetition_penalty: Annotated[float | None, typer.Option(metavar="P", help="1 is off.")] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End here; may be repeated.")] = None,
     json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="The answer is JSON of this schema.")] = None,
     regex: Annotated[str | None, typer.Option(metavar="PATTERN", help="The whole answer matches it.")] = None,
@@ -104,21 +102,28 @@ def generate(
     weights: WeightsOption = None,
     assignments: SetOption = None,
 ) -> None:
-    """Answer one prompt without a server; the text is printed as it comes."""
+    """Answer one prompt without a server; the text is printed as it comes. CONFIG and the model say how tokens are
+    chosen where no option does."""
     from tinycluster.serve.generate import generate, rules_given
 
-    sampling = SamplingParams(
-        temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop or ()), (), ignore_eos, False, as_json
-    )
-    sampling = replace(
-        sampling,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        repetition_penalty=repetition_penalty,
-    )
+    options = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "stop": tuple(stop or ()),
+        "ignore_eos": ignore_eos,
+        "return_logits_digest": as_json,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     rules = rules_given(json_schema, regex, grammar)
     settings = load(config, mesh_overrides(local, tensor, pipeline, weights), assignments)
-    generate(settings, prompt, sampling, rules, raw=raw, as_json=as_json)
+    generate(settings, prompt, given, rules, raw=raw, as_json=as_json)
 
 
 @app.command()

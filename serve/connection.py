@@ -33,6 +33,8 @@ from tinycluster.serve.errors import ErrorReply
 
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r\n")
 LARGE_BYTES, GIVE_BACK_S = 2**17, 1.0
+FAREWELL_S = 1.0
+"""For what has been answered to reach a client of TLS when the server ends."""
 RESET = struct.pack("ii", 1, 0)
 CONNECTION_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 
@@ -95,7 +97,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.server_state.is_leaving:  # accepted before, told of after uvicorn has ended all others
-            transport.close()
+            self.give_way()
             return
         self._timer = self.loop.call_later(self._limits.header_timeout_s, self._time_out)
         if len(self.connections) > self._limits.max_connections:
@@ -235,6 +237,15 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if not self._is_answering:
+            self.loop.call_later(FAREWELL_S, self._end)
+
+    def _end(self) -> None:
+        if self in self.connections:
+            self.give_way()
 
     def give_way(self) -> None:
         # A client of TLS could take its time for the end.

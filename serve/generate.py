@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.generation import Delta
@@ -45,20 +46,22 @@ def _text_of(file: Path, option: str) -> str:
 def generate(
     settings: Settings,
     prompt: str,
-    sampling: SamplingParams,
+    given: Mapping[str, Any],
     rules: GrammarSpec | None,
     *,
     raw: bool,
     as_json: bool,
 ) -> None:
-    """Print the answer of the settings' first model as it comes, or one JSON object at the end."""
+    """Print the answer of the settings' first model as it comes, or one JSON object at the end. `given` are fields of
+    SamplingParams; the others are the model's."""
     # The command line has no stop_token_ids, the only field that needs the vocabulary: the rest is known at once.
-    check_sampling(sampling, vocab_size=0)
+    check_sampling(SamplingParams(**given), vocab_size=0)
     with own_stdout() as out:
         with Bars() as bars:
             llm = LLM(settings, progress=bars)
         with llm:
             prompt_token_ids = encode_prompt(llm, prompt, raw=raw)
+            sampling = replace(llm.default_sampling, **given)
             options = RequestOptions(grammar=None if rules is None else compiled(llm, rules))
             if as_json:
                 print(json.dumps(report(llm, prompt_token_ids, sampling, options), ensure_ascii=False), file=out)

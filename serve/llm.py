@@ -62,20 +62,25 @@ class LLM:
             raise ConfigError(f"the configuration has no model {model!r}; it has {names}")
         self.engine: Engine = start_engine(chosen, settings, progress=progress)
 
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """Of the configuration and the model. `replace(llm.default_sampling, max_tokens=32)` keeps all but one."""
+        return self.engine.default_sampling
+
     def generate(
         self,
         prompts: str | Sequence[str] | Sequence[Sequence[int]],
         sampling_params: SamplingParams | None = None,
     ) -> list[Completion]:
-        """Complete texts or token ids; the answers come in the order of the prompts. Without parameters the model's own
-        count. RequestError, UnavailableError."""
+        """Complete texts or token ids; the answers come in the order of the prompts. Without parameters those of
+        `default_sampling` count. RequestError, UnavailableError."""
         listed = [prompts] if isinstance(prompts, str) else prompts
         return self._run([self._token_ids(prompt) for prompt in listed], sampling_params)
 
     def chat(
         self, messages: ChatMessages | Sequence[ChatMessages], sampling_params: SamplingParams | None = None
     ) -> list[Completion]:
-        """Answer one conversation, or several."""
+        """Answer one conversation, or several, as `generate` does."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [self.engine.tokenizer.apply_chat_template(conversation) for conversation in conversations]  # type: ignore[arg-type]
         return self._run(prompts, sampling_params)
@@ -106,7 +111,7 @@ class LLM:
         return self.engine.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else prompt
 
     def _run(self, prompts: Sequence[Sequence[int]], given: SamplingParams | None) -> list[Completion]:
-        sampling = self.engine.default_sampling if given is None else given
+        sampling = self.default_sampling if given is None else given
         running: deque[tuple[Sequence[int], Generation]] = deque()
         completions: list[Completion] = []
         try:

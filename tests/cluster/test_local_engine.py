@@ -20,6 +20,7 @@ from tinycluster.cluster import local
 from tinycluster.cluster.launch import start_engine
 from tinycluster.cluster.rank_model import load_model
 from tinycluster.engine.errors import CheckpointError, ConfigError, UnavailableError
+from tinycluster.engine.request import SamplingParams
 
 WITHOUT_RAY = """
 import sys
@@ -100,6 +101,16 @@ def test_a_number_out_of_range_ends_the_engine_with_a_sentence(tmp_path: Path, m
             list(engine.submit(prompt_of(5), GREEDY))
         engine.close()
     assert rank_threads() == []
+
+
+def test_a_recommendation_that_no_request_may_have_is_a_sentence_and_can_be_replaced(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, CASES["llama_seven_heads"], seed=1)
+    (folder / "generation_config.json").write_text('{"top_p": 0, "temperature": 0.5}')
+    rule = r"recommends what no request may have: top_p must be .*, got 0\.0; set sampling\.top_p of tiny"
+    with pytest.raises(ConfigError, match=rule):
+        engine_for(folder)
+    with closing(engine_for(folder, sampling={"top_p": 0.9})) as engine:
+        assert engine.default_sampling == SamplingParams(temperature=0.5, top_p=0.9)
 
 
 def test_a_cache_too_small_for_one_request_is_refused(tiny_model: Path) -> None:

@@ -58,22 +58,21 @@ def test_whoever_says_nothing_has_openais_defaults(tmp_path: Path, smollm2_path:
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"top_p": True}, "top_p must be a number, got True"),
         ({"top_k": 20.5}, "top_k must be a whole number, got 20.5"),
-        ({"temperature": -1}, "temperature must be between 0 and 2, got -1"),
-        ({"temperature": float("nan")}, "temperature must be between 0 and 2, got nan"),
-        ({"min_p": 1e300}, "min_p must be between 0 and 1, got 1e+300"),
-        ({"top_p": 0}, "top_p must be above 0 and at most 1, got 0"),
-        ({"top_k": -5}, "top_k must be 0 or -1 (off) or positive, got -5"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be between 0.001 and 1000, got 0"),
+        ({"top_k": float("nan")}, "top_k must be a whole number, got nan"),
+        ({"min_p": "x" * 5000}, "min_p must be a number, got '" + "x" * 39),
     ],
 )
-def test_what_no_request_may_have_is_refused_with_the_file(tmp_path: Path, given: dict[str, Any], rule: str) -> None:
+def test_what_is_no_number_is_refused_with_the_file(tmp_path: Path, given: dict[str, Any], rule: str) -> None:
     with pytest.raises(CheckpointError) as raised:
         of_folder(tmp_path, given)
     assert str(raised.value) == f"{tmp_path / 'generation_config.json'}: {rule}"
 
 
-def test_what_no_request_may_have_is_refused_in_gguf_files_too(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.gguf: temperature must be between 0 and 2, got -1\.0"):
-        of_gguf(tmp_path, {"temperature": -1.0})
+def test_what_is_no_number_is_refused_in_gguf_files_too(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.gguf: top_k must be a whole number, got '20'"):
         of_gguf(tmp_path, {"top_k": "20"})
+
+
+def test_whole_numbers_may_be_written_as_either_kind(tmp_path: Path) -> None:
+    made = of_folder(tmp_path, {"top_k": 50.0, "temperature": 1})
+    assert repr(made) == repr(SamplingParams(1.0, 50))

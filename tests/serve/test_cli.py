@@ -121,6 +121,18 @@ def test_generate_prints_the_text_alone_and_raw_skips_the_template(smollm2_path:
     assert stopped == whole["text"][:5] + "\n"
 
 
+def test_generate_chooses_as_the_configuration_says_where_no_option_does(smollm2_path: Path) -> None:
+    sea, seed = [option for option in SEA if option not in ("--temperature", "0")], ["--seed", "1", "--json"]
+
+    def made(*options: str) -> list[int]:
+        tokens: list[int] = json.loads(tinycluster("generate", "smollm2", *sea, *seed, *options).stdout)["token_ids"]
+        return tokens
+
+    penalty = ["--set", "sampling.repetition_penalty=1000"]
+    assert made(*penalty) == made("--temperature", "0.2", "--top-p", "0.5", "--repetition-penalty", "1000")
+    assert made(*penalty, "--repetition-penalty", "1", "--temperature", "0") == made("--temperature", "0")
+
+
 def test_generate_follows_rules_and_penalties(smollm2_path: Path) -> None:
     options = ["--regex", "[a-e]{9}", "--repetition-penalty", "1000", "--json"]
     made = json.loads(tinycluster("generate", "smollm2", *SEA, *options).stdout)

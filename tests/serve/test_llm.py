@@ -17,6 +17,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 @pytest.fixture(scope="module")
 def llm(smollm2_path: Path) -> Iterator[LLM]:
     options = {"limits.max_running": 2, "limits.max_waiting": 1, "limits.max_model_len": 256}
+    options |= {"sampling.temperature": 0, "sampling.repetition_penalty": 1000}
     with LLM("smollm2", local=True, tensor=2, **options) as llm:
         yield llm
 
@@ -31,9 +32,13 @@ def test_answers_come_in_the_order_of_the_prompts_however_short_the_queue(llm: L
 
 
 def test_without_parameters_those_of_the_configuration_count(llm: LLM) -> None:
-    own = llm.engine.default_sampling
-    assert own == SamplingParams(temperature=0)
-    assert llm.generate("The sea") == llm.generate("The sea", own)
+    own = llm.default_sampling
+    assert own == SamplingParams(temperature=0, top_p=0.5, repetition_penalty=1000)
+    assert (
+        llm.generate("The sea")
+        == llm.generate("The sea", own)
+        != llm.generate("The sea", SamplingParams(temperature=0))
+    )
     conversation = [{"role": "user", "content": "What is the capital of France?"}]
     assert llm.chat(conversation) == llm.chat(conversation, own)
 

@@ -21,6 +21,7 @@ from tests.serve.command_line import tinycluster
 from tests.serve.fake_engine import FakeEngine
 from tinycluster.cluster.config import TlsSettings
 from tinycluster.engine.errors import ConfigError
+from tinycluster.serve import http_server
 from tinycluster.serve.app import create_app
 from tinycluster.serve.connection import USUAL, ConnectionLimits
 from tinycluster.serve.http_server import HttpServer
@@ -83,6 +84,28 @@ def test_answers_and_streams_come_by_https(client: httpx.Client) -> None:
     check_good(client)
     with client.stream("POST", "/v1/completions", json={"prompt": "hello", "stream": True}) as stream:
         assert list(stream.iter_lines())[-2:] == ["data: [DONE]", ""]
+
+
+@pytest.mark.parametrize(
+    "request_", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["silent", "served"]
+)
+def test_a_client_that_stays_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    certificate: Certificate,
+    trusted: ssl.SSLContext,
+    request_: bytes,
+) -> None:
+    """It answers the server's farewell only when it reads again."""
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(http_server, "STOP_S", 20)
+    with ExitStack() as stays:
+        with running_server(certificate, USUAL) as url:
+            plain = stays.enter_context(socket.create_connection(address_of(url), timeout=60))
+            client = stays.enter_context(trusted.wrap_socket(plain, server_hostname="localhost"))
+            client.sendall(request_)
+            assert not request_ or client.recv(9) == b"HTTP/1.1 "
+        assert [record.message for record in caplog.records] == []
 
 
 def test_a_client_that_does_not_know_the_certificate_is_not_answered(url: str) -> None:

@@ -48,7 +48,8 @@ export class Models {
     let text = "No model is ready yet …";
     const before = this.#models;
     try {
-      this.#models = (await requestJson("GET", "/v1/models")).data;
+      const { data } = await requestJson("GET", "/v1/models");
+      this.#models = data.map((/** @type {Model} */ { id, default_sampling }) => ({ id, default_sampling }));
     } catch (error) {
       text = messageOf(error);
     }

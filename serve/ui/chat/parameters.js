@@ -8,7 +8,7 @@
 /** @type {readonly NumberField[]} */
 export const NUMBER_FIELDS = [
   { name: "temperature", label: "Temperature", hint: "0 always takes the likeliest token; more gives more variety.", min: 0, max: 2, step: 0.05, isInteger: false, slider: [0, 2] },
-  { name: "top_k", label: "Top-k", hint: "Only this many of the likeliest tokens are considered; 0 considers all.", min: 0, max: 1000, step: 1, isInteger: true, slider: [0, 200] },
+  { name: "top_k", label: "Top-k", hint: "Only this many of the likeliest tokens are considered; 0 considers all.", min: 0, max: 1000, step: 1, isInteger: true, slider: [1, 200] },
   { name: "top_p", label: "Top-p", hint: "Only the likeliest tokens that together have this probability.", min: 0.01, max: 1, step: 0.01, isInteger: false, slider: [0.01, 1] },
   { name: "min_p", label: "Min-p", hint: "Only tokens at least this likely, compared with the likeliest.", min: 0, max: 1, step: 0.01, isInteger: false, slider: [0, 1] },
   { name: "max_tokens", label: "Max tokens", hint: "Where an answer is cut.", min: 1, max: 1_000_000, step: 1, isInteger: true, slider: null },

@@ -66,7 +66,9 @@ export class SettingsPanel {
     if (slider === null) return;
     const value = this.#values[field.name];
     slider.classList.toggle("unset", value === undefined);
-    slider.value = String(value ?? this.#defaults[field.name] ?? field.min);
+    const shown = Number(value ?? this.#defaults[field.name] ?? field.max);
+    // Only a number for "all" is below the others.
+    slider.value = shown < Number(slider.min) ? slider.max : String(shown);
   }
 
   /** @param {Parameters} values */

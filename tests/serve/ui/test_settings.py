@@ -52,6 +52,7 @@ def test_what_is_not_set_shows_what_the_model_takes(desktop: Sight, backend: Fak
     expect(number).to_have_value("")
     expect(slider).to_have_value("0.2")
     expect(panel.get_by_role("spinbutton", name="Top-k")).to_have_attribute("placeholder", "0")
+    expect(panel.get_by_role("slider", name="Top-k")).to_have_value("200")
     desktop.picture("settings-of-the-model")
     number.fill("1.5")
     expect(slider).to_have_value("1.5")
