@@ -21,6 +21,8 @@ GGUF_KEYS = {
     "repetition_penalty": "general.sampling.penalty_repeat",
 }
 """By the names that generation_config.json and SamplingParams have."""
+LARGEST = 2**31
+"""More than anything here may be, and less than what has no float."""
 
 
 def sampling_of_folder(folder: Path) -> SamplingParams:
@@ -42,10 +44,12 @@ def _decimal(value: Any) -> Any:
 
 
 def _numbers(recommended: Mapping[str, Any], file: Path) -> SamplingParams:
-    given = {name: value for name, value in recommended.items() if value is not None}
-    for name, value in given.items():
-        is_whole = type(value) is int or (type(value) is float and value.is_integer())
-        if not is_whole and (type(value) is not float or name == "top_k"):
+    given: dict[str, Any] = {}
+    for name, value in recommended.items():
+        if value is None:
+            continue
+        is_number = type(value) in (int, float) and abs(value) < LARGEST
+        if not is_number or (name == "top_k" and value != int(value)):
             kind = "a whole number" if name == "top_k" else "a number"
             raise CheckpointError(f"{file}: {name} must be {kind}, got {value!r:.40}")
         given[name] = int(value) if name == "top_k" else float(value)

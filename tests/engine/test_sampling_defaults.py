@@ -58,6 +58,8 @@ def test_whoever_says_nothing_has_openais_defaults(tmp_path: Path, smollm2_path:
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"top_p": True}, "top_p must be a number, got True"),
         ({"top_k": 20.5}, "top_k must be a whole number, got 20.5"),
+        ({"temperature": 10**400}, "temperature must be a number, got 1" + "0" * 39),
+        ({"temperature": float("inf")}, "temperature must be a number, got inf"),
         ({"top_k": float("nan")}, "top_k must be a whole number, got nan"),
         ({"min_p": "x" * 5000}, "min_p must be a number, got '" + "x" * 39),
     ],
