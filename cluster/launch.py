@@ -77,15 +77,8 @@ def start_engine(
         speculates=model.speculation == "ngram",
     )
     cards = rank_cards(blueprint, checkpoint, [ranks.place(rank) for rank in range(ranks.size)])
-    served = ModelCard(
-        model.name,
-        checkpoint.config,
-        tokenizer,
-        blueprint.mesh,
-        blueprint.max_model_len,
-        sampling,
-        cards,
-    )
+    max_model_len = blueprint.max_model_len
+    served = ModelCard(model.name, checkpoint.config, tokenizer, blueprint.mesh, max_model_len, sampling, cards)
     engine = Engine(served, scheduler, ranks, inbox, step_timeout_s=timeout_s, on_failure=on_failure)
     engine.statistics.startup_time_s = time.monotonic() - started_s
     return engine

@@ -31,7 +31,7 @@ class Checkpoint(Protocol):
 
     @property
     def default_sampling(self) -> SamplingParams:
-        """What the model's makers recommend."""
+        """What the model's makers recommend. CheckpointError for what is no number."""
 
     @property
     def digest(self) -> str:

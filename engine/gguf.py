@@ -17,6 +17,7 @@ from tinycluster.engine.gguf_blocks import BlockError, read_tensor, table_entry
 from tinycluster.engine.gguf_config import MetadataError, hugging_face_name, model_config, row_order
 from tinycluster.engine.gguf_header import GgufTensor, read_header
 from tinycluster.engine.models.spec import ModelConfig
+from tinycluster.engine.request import SamplingParams
 from tinycluster.engine.sampling_defaults import sampling_of_gguf
 from tinycluster.engine.tensor_table import TensorEntry, check_slices
 from tinycluster.kernels.formats import HostTensor
@@ -41,7 +42,6 @@ class GgufCheckpoint:
                 self._tensors[hugging_face] = tensor
         self._entries = {name: self._entry(tensor) for name, tensor in self._tensors.items()}
         self.config = self._config()
-        self.default_sampling = sampling_of_gguf(path, self._header.fields)
         self.digest = self._digest()
 
     def tensors(self) -> Mapping[str, TensorEntry]:
@@ -60,6 +60,10 @@ class GgufCheckpoint:
         from tinycluster.engine.gguf_tokenizer import build_tokenizer
 
         return build_tokenizer(self.path, self._header.fields)
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        return sampling_of_gguf(self.path, self._header.fields)
 
     def _entry(self, tensor: GgufTensor) -> TensorEntry:
         try:

@@ -22,6 +22,7 @@ from tinycluster.engine.errors import CheckpointError
 from tinycluster.engine.hf_config import FieldError, model_config
 from tinycluster.engine.json_file import read_json
 from tinycluster.engine.models.spec import ModelConfig
+from tinycluster.engine.request import SamplingParams
 from tinycluster.engine.sampling_defaults import sampling_of_folder
 from tinycluster.engine.tensor_table import DTYPES, DenseFormat, TensorEntry, check_slices, map_file, read_dense
 from tinycluster.kernels.formats import HostTensor
@@ -60,7 +61,6 @@ class SafetensorsCheckpoint:
         self.path = path
         self._digest = hashlib.sha256()
         self.config = self._config()
-        self.default_sampling = sampling_of_folder(path)
         self._tensors: dict[str, _Stored] = {}
         for file, names in self._files().items():
             self._add_file(file, names)
@@ -84,6 +84,10 @@ class SafetensorsCheckpoint:
         from tinycluster.engine.folder_tokenizer import build_tokenizer
 
         return build_tokenizer(self.path, self.config)
+
+    @property
+    def default_sampling(self) -> SamplingParams:
+        return sampling_of_folder(self.path)
 
     def _config(self) -> ModelConfig:
         path = self.path / "config.json"

@@ -18,7 +18,8 @@ from tinycluster.engine.grammar import GrammarSpec
 from tinycluster.serve.generate import rules_given
 
 COMMAND = [sys.executable, "-m", "tinycluster.serve.cli"]
-SEA = ["--prompt", "Tell me about the sea.", "--max-tokens", "12", "--temperature", "0", "--local"]
+ANY_SEA = ["--prompt", "Tell me about the sea.", "--max-tokens", "12", "--local"]
+SEA = [*ANY_SEA, "--temperature", "0"]
 
 
 def test_version_and_help_answer_without_ray_torch_or_the_server() -> None:
@@ -122,10 +123,9 @@ def test_generate_prints_the_text_alone_and_raw_skips_the_template(smollm2_path:
 
 
 def test_generate_chooses_as_the_configuration_says_where_no_option_does(smollm2_path: Path) -> None:
-    sea, seed = [option for option in SEA if option not in ("--temperature", "0")], ["--seed", "1", "--json"]
-
     def made(*options: str) -> list[int]:
-        tokens: list[int] = json.loads(tinycluster("generate", "smollm2", *sea, *seed, *options).stdout)["token_ids"]
+        outcome = tinycluster("generate", "smollm2", *ANY_SEA, "--seed", "1", "--json", *options)
+        tokens: list[int] = json.loads(outcome.stdout)["token_ids"]
         return tokens
 
     penalty = ["--set", "sampling.repetition_penalty=1000"]
