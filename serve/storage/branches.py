@@ -22,26 +22,26 @@ from tinycluster.serve.storage.records import (
 from tinycluster.serve.storage.rows import (
     DELETE_MESSAGE,
     INSERT_CONVERSATION,
-    MOVE_HEAD,
+    IS_CONVERSATION,
     find_conversation,
     find_message,
     insert_messages,
     lock_conversation,
+    move_head,
     new_message,
     path_to,
     values_of,
 )
+from tinycluster.serve.storage.statement import Statement
 from tinycluster.serve.storage.tables import conversations, messages
 
-DELETE_CONVERSATION = delete(conversations).where(
-    conversations.c.id == bindparam("id"), conversations.c.owner == bindparam("owner")
-)
-NAME = (
+DELETE_CONVERSATION = Statement(delete(conversations).where(IS_CONVERSATION))
+NAME = Statement(
     update(conversations)
     .where(conversations.c.id == bindparam("conversation"))
     .values(title=bindparam("new_title"), model=bindparam("new_model"))
 )
-HANG_BELOW = (
+HANG_BELOW = Statement(
     update(messages)
     .where(messages.c.conversation_id == bindparam("conversation"), messages.c.parent_id == bindparam("old_parent"))
     .values(parent_id=bindparam("new_parent"))
@@ -81,7 +81,7 @@ def update_fields(
 
 
 def remove(connection: Connection, owner: str, conversation_id: str) -> bool:
-    return connection.execute(DELETE_CONVERSATION, {"id": conversation_id, "owner": owner}).rowcount > 0
+    return DELETE_CONVERSATION.run(connection, {"id": conversation_id, "owner": owner}) > 0
 
 
 def with_path(
@@ -131,11 +131,11 @@ def add_items(
     made = _chain(connection, owner, conversation_id, conversation.head_id, items, now_ms)
     if made:
         insert_messages(connection, owner, made, number)
-        _move_head(connection, conversation_id, made[-1].id, number + len(made), now_ms)
+        move_head(connection, conversation_id, made[-1].id, number + len(made), now_ms)
     model = conversation.model or next((item.model for item in items if item.model is not None), None)
     if (conversation.title or title, model) != (conversation.title, conversation.model):
         named = {"conversation": conversation_id, "new_title": conversation.title or title, "new_model": model}
-        connection.execute(NAME, named)
+        NAME.run(connection, named)
     return made
 
 
@@ -148,16 +148,16 @@ def remove_message(
         return None
     number, conversation = locked
     below = {"conversation": conversation_id, "old_parent": message_id, "new_parent": message.parent_id}
-    connection.execute(HANG_BELOW, below)
-    connection.execute(DELETE_MESSAGE, {"id": message_id, "owner": owner})
+    HANG_BELOW.run(connection, below)
+    DELETE_MESSAGE.run(connection, {"id": message_id, "owner": owner})
     head_id = message.parent_id if conversation.head_id == message_id else conversation.head_id
-    _move_head(connection, conversation_id, head_id, number, now_ms)
+    move_head(connection, conversation_id, head_id, number, now_ms)
     return replace(conversation, head_id=head_id, updated_ms=now_ms)
 
 
 def insert_conversation(connection: Connection, conversation: Conversation, new: Sequence[Message]) -> None:
     """A conversation of which nothing is stored yet, with all of its messages."""
-    connection.execute(INSERT_CONVERSATION, {**values_of(conversation), "next_number": len(new)})
+    INSERT_CONVERSATION.run(connection, {**values_of(conversation), "next_number": len(new)})
     if new:
         insert_messages(connection, conversation.owner, new, 0)
 
@@ -185,9 +185,3 @@ def _chain(
 def _has_message(connection: Connection, owner: str, conversation_id: str, message_id: str) -> bool:
     message = find_message(connection, owner, message_id)
     return message is not None and message.conversation_id == conversation_id
-
-
-def _move_head(connection: Connection, conversation_id: str, head_id: str | None, number: int, now_ms: int) -> None:
-    connection.execute(
-        MOVE_HEAD, {"conversation": conversation_id, "head": head_id, "number": number, "now_ms": now_ms}
-    )

@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Connection, Text, bindparam, delete, func, in
 from tinycluster.serve.storage import branches
 from tinycluster.serve.storage.database import Database
 from tinycluster.serve.storage.records import NewMessage
+from tinycluster.serve.storage.statement import Statement
 from tinycluster.serve.storage.tables import responses
 
 KEPT_FOR_MS = 30 * 24 * 3600 * 1000
@@ -48,21 +49,25 @@ class KeptResponse:
 OBJECT, INPUT_ITEMS = type_coerce(responses.c.object, Text), type_coerce(responses.c.input_items, Text)
 IS_THERE = (responses.c.id == bindparam("response_id")) & (responses.c.owner == bindparam("asking"))
 IS_KEPT = or_(responses.c.expires_ms.is_(None), responses.c.expires_ms > bindparam("now_ms"))
-GET = select(
-    responses.c.id, responses.c.status, OBJECT, INPUT_ITEMS, responses.c.conversation_id, responses.c.previous_id
-).where(IS_THERE, IS_KEPT)
-TEXTS = {"object": bindparam("object_text", type_=Text), "input_items": bindparam("items_text", type_=Text)}
-INSERT = insert(responses).values(
-    **TEXTS,
-    **{
-        name: bindparam(name)
-        for name in (
-            *("id", "owner", "status", "conversation_id", "previous_id", "server_id"),
-            *("num_bytes", "created_ms", "expires_ms"),
-        )
-    },
+GET = Statement(
+    select(
+        responses.c.id, responses.c.status, OBJECT, INPUT_ITEMS, responses.c.conversation_id, responses.c.previous_id
+    ).where(IS_THERE, IS_KEPT)
 )
-END = (
+TEXTS = {"object": bindparam("object_text", type_=Text), "input_items": bindparam("items_text", type_=Text)}
+INSERT = Statement(
+    insert(responses).values(
+        **TEXTS,
+        **{
+            name: bindparam(name)
+            for name in (
+                *("id", "owner", "status", "conversation_id", "previous_id", "server_id"),
+                *("num_bytes", "created_ms", "expires_ms"),
+            )
+        },
+    )
+)
+END = Statement(
     update(responses)
     .where(IS_THERE, responses.c.status == IN_PROGRESS)
     .values(
@@ -71,14 +76,16 @@ END = (
         num_bytes=bindparam("size", type_=BigInteger),
     )
 )
-EXISTS = select(responses.c.id).where(IS_THERE)
-DELETE = delete(responses).where(IS_THERE)
-DROP_EXPIRED = delete(responses).where(responses.c.expires_ms <= bindparam("now_ms"))
+EXISTS = Statement(select(responses.c.id).where(IS_THERE))
+DELETE = Statement(delete(responses).where(IS_THERE))
+DROP_EXPIRED = Statement(delete(responses).where(responses.c.expires_ms <= bindparam("now_ms")))
 IS_ENDED_OF = (responses.c.owner == bindparam("asking")) & (responses.c.status != IN_PROGRESS)
-HELD = select(func.count(), func.coalesce(func.sum(responses.c.num_bytes), 0)).where(
-    responses.c.owner == bindparam("asking")
+HELD = Statement(
+    select(func.count(), func.coalesce(func.sum(responses.c.num_bytes), 0)).where(
+        responses.c.owner == bindparam("asking")
+    )
 )
-OLDEST = (
+OLDEST = Statement(
     select(responses.c.id, responses.c.num_bytes)
     .where(IS_ENDED_OF)
     .order_by(responses.c.created_ms, responses.c.id)
@@ -114,12 +121,12 @@ class Responses:
     async def get(self, owner: str, response_id: str) -> KeptResponse | None:
         """None where this owner has no such response, whether or not another has one."""
         asked = {"response_id": response_id, "asking": owner, "now_ms": self._now_ms()}
-        row = await self._database.read(lambda connection: connection.execute(GET, asked).one_or_none())
+        row = await self._database.read(lambda connection: GET.first(connection, asked))
         return None if row is None else KeptResponse(*row)
 
     async def delete(self, owner: str, response_id: str) -> bool:
         asked = {"response_id": response_id, "asking": owner}
-        return await self._database.write(lambda connection: connection.execute(DELETE, asked).rowcount > 0)
+        return await self._database.write(lambda connection: DELETE.run(connection, asked) > 0)
 
     async def in_progress(self, owner_ids: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
         """Those of these (owner, id) that no other server has ended or deleted."""
@@ -135,10 +142,10 @@ class Responses:
         self, connection: Connection, owner: str, response: KeptResponse, items: Sequence[NewMessage], title: str
     ) -> None:
         now_ms = self._now_ms()
-        if connection.execute(EXISTS, {"response_id": response.id, "asking": owner}).first() is not None:
+        if EXISTS.all(connection, {"response_id": response.id, "asking": owner}):
             return
         _add_items(connection, owner, response, items, title, now_ms)
-        connection.execute(DROP_EXPIRED, {"now_ms": now_ms})
+        DROP_EXPIRED.run(connection, {"now_ms": now_ms})
         if response.num_bytes > self._max_bytes:
             return
         row = {
@@ -155,26 +162,26 @@ class Responses:
             "expires_ms": now_ms + KEPT_FOR_MS,
         }
         self._make_room(connection, owner, response.num_bytes)
-        connection.execute(INSERT, row)
+        INSERT.run(connection, row)
 
     def _end(
         self, connection: Connection, owner: str, response: KeptResponse, items: Sequence[NewMessage], title: str
     ) -> bool:
         end = {"end": response.status, "object_text": response.object, "size": response.num_bytes}
-        if connection.execute(END, {"response_id": response.id, "asking": owner, **end}).rowcount == 0:
+        if END.run(connection, {"response_id": response.id, "asking": owner, **end}) == 0:
             return False
         _add_items(connection, owner, response, items, title, self._now_ms())
         return True
 
     def _make_room(self, connection: Connection, owner: str, num_bytes: int) -> None:
         """Drop the oldest that have ended until one more fits."""
-        num_held, num_held_bytes = connection.execute(HELD, {"asking": owner}).one()
+        num_held, num_held_bytes = HELD.all(connection, {"asking": owner})[0]
         while num_held >= self._max_responses or num_held_bytes + num_bytes > self._max_bytes:
-            oldest = connection.execute(OLDEST, {"asking": owner}).all()
+            oldest = OLDEST.all(connection, {"asking": owner})
             if not oldest:
                 return
             for response_id, size in oldest:
-                connection.execute(DELETE, {"response_id": response_id, "asking": owner})
+                DELETE.run(connection, {"response_id": response_id, "asking": owner})
                 num_held, num_held_bytes = num_held - 1, num_held_bytes - size
                 if num_held < self._max_responses and num_held_bytes + num_bytes <= self._max_bytes:
                     return
@@ -199,5 +206,5 @@ def fail_those_of(connection: Connection, server_ids: Sequence[str], message: st
     for response_id, owner, size, shown in found:
         failed: Mapping[str, Any] = {**shown, "status": "failed", "error": {"code": "server_error", "message": message}}
         end = {"end": "failed", "object_text": json.dumps(failed), "size": size}
-        connection.execute(END, {"response_id": response_id, "asking": owner, **end})
+        END.run(connection, {"response_id": response_id, "asking": owner, **end})
     return len(found)

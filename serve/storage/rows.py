@@ -1,4 +1,4 @@
-"""Statements about conversations and messages that several works need, built once: SQLAlchemy compiles each once."""
+"""Statements about conversations and messages that several works need."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, literal, select, update
 
 from tinycluster.serve.storage.records import Conversation, Message, NewMessage, State, new_message_id
+from tinycluster.serve.storage.statement import Statement
 from tinycluster.serve.storage.tables import conversations, messages
 
 CONVERSATION_COLUMNS = [conversations.c[field.name] for field in fields(Conversation)]
 MESSAGE_COLUMNS = [messages.c[field.name] for field in fields(Message)]
 
-CONVERSATION = select(*CONVERSATION_COLUMNS).where(
-    conversations.c.id == bindparam("id"), conversations.c.owner == bindparam("owner")
-)
+IS_CONVERSATION = (conversations.c.id == bindparam("id")) & (conversations.c.owner == bindparam("owner"))
+IS_MESSAGE = (messages.c.id == bindparam("id")) & (messages.c.owner == bindparam("owner"))
+
+CONVERSATION = Statement(select(*CONVERSATION_COLUMNS).where(IS_CONVERSATION))
 # The numbers of new messages come from the conversation: PostgreSQL lets nobody else read them meanwhile.
-LOCKED_CONVERSATION = (
-    select(conversations.c.next_number, *CONVERSATION_COLUMNS)
-    .where(conversations.c.id == bindparam("id"), conversations.c.owner == bindparam("owner"))
-    .with_for_update()
+LOCKED_CONVERSATION = Statement(
+    select(conversations.c.next_number, *CONVERSATION_COLUMNS).where(IS_CONVERSATION).with_for_update()
 )
-MESSAGE = select(*MESSAGE_COLUMNS).where(messages.c.id == bindparam("id"), messages.c.owner == bindparam("owner"))
-DELETE_MESSAGE = delete(messages).where(messages.c.id == bindparam("id"), messages.c.owner == bindparam("owner"))
-MESSAGES = (
+MESSAGE = Statement(select(*MESSAGE_COLUMNS).where(IS_MESSAGE))
+DELETE_MESSAGE = Statement(delete(messages).where(IS_MESSAGE))
+MESSAGES = Statement(
     select(*MESSAGE_COLUMNS)
     .where(messages.c.conversation_id == bindparam("conversation_id"))
     .order_by(messages.c.number, messages.c.id)
 )
-NUM_CHARS = select(func.coalesce(func.sum(func.length(messages.c.text)), 0)).where(
-    messages.c.conversation_id == bindparam("conversation_id"), messages.c.owner == bindparam("owner")
+NUM_CHARS = Statement(
+    select(func.coalesce(func.sum(func.length(messages.c.text)), 0)).where(
+        messages.c.conversation_id == bindparam("conversation_id"), messages.c.owner == bindparam("owner")
+    )
 )
-INSERT_CONVERSATION, INSERT_MESSAGES = insert(conversations), insert(messages)
-MOVE_HEAD = (
+INSERT_CONVERSATION, INSERT_MESSAGE = Statement(insert(conversations)), Statement(insert(messages))
+MOVE_HEAD = Statement(
     update(conversations)
     .where(conversations.c.id == bindparam("conversation"))
     .values(head_id=bindparam("head"), next_number=bindparam("number"), updated_ms=bindparam("now_ms"))
@@ -57,7 +59,7 @@ def _path() -> Select[Any]:
     return select(*columns).order_by(whole.c.distance.desc())
 
 
-PATH = _path()
+PATH = Statement(_path())
 
 
 def conversation_of(row: Sequence[Any]) -> Conversation:
@@ -69,35 +71,35 @@ def message_of(row: Sequence[Any]) -> Message:
 
 
 def find_conversation(connection: Connection, owner: str, conversation_id: str) -> Conversation | None:
-    row = connection.execute(CONVERSATION, {"id": conversation_id, "owner": owner}).one_or_none()
+    row = CONVERSATION.first(connection, {"id": conversation_id, "owner": owner})
     return None if row is None else conversation_of(row)
 
 
 def lock_conversation(connection: Connection, owner: str, conversation_id: str) -> tuple[int, Conversation] | None:
     """The conversation, and the number that its next message gets; nobody else changes it in this transaction."""
-    row = connection.execute(LOCKED_CONVERSATION, {"id": conversation_id, "owner": owner}).one_or_none()
+    row = LOCKED_CONVERSATION.first(connection, {"id": conversation_id, "owner": owner})
     return None if row is None else (row[0], Conversation(*row[1:]))
 
 
 def find_message(connection: Connection, owner: str, message_id: str) -> Message | None:
-    row = connection.execute(MESSAGE, {"id": message_id, "owner": owner}).one_or_none()
+    row = MESSAGE.first(connection, {"id": message_id, "owner": owner})
     return None if row is None else message_of(row)
 
 
 def all_messages(connection: Connection, conversation_id: str) -> list[Message]:
     """The whole tree, every message after its parent."""
-    return [message_of(row) for row in connection.execute(MESSAGES, {"conversation_id": conversation_id})]
+    return [message_of(row) for row in MESSAGES.all(connection, {"conversation_id": conversation_id})]
 
 
 def num_chars(connection: Connection, owner: str, conversation_id: str) -> int:
     asked = {"conversation_id": conversation_id, "owner": owner}
-    return int(connection.execute(NUM_CHARS, asked).scalar_one())
+    return int(NUM_CHARS.all(connection, asked)[0][0])
 
 
 def path_to(connection: Connection, owner: str, conversation_id: str, leaf_id: str) -> list[Message]:
     """From the root to the leaf; empty where the conversation has no such leaf."""
     asked = {"owner": owner, "conversation_id": conversation_id, "leaf_id": leaf_id}
-    return [message_of(row) for row in connection.execute(PATH, asked)]
+    return [message_of(row) for row in PATH.all(connection, asked)]
 
 
 def new_message(
@@ -129,9 +131,15 @@ def values_of(record: Conversation | Message) -> dict[str, Any]:
 def insert_messages(
     connection: Connection, owner: str, new: Sequence[Message], number: int, server_id: str | None = None
 ) -> None:
-    """With numbers from `number` on, in one statement."""
+    """With numbers from `number` on."""
     rows = [
         {**values_of(message), "owner": owner, "number": number + index, "server_id": server_id}
         for index, message in enumerate(new)
     ]
-    connection.execute(INSERT_MESSAGES, rows)
+    INSERT_MESSAGE.run_each(connection, rows)
+
+
+def move_head(connection: Connection, conversation_id: str, head_id: str | None, number: int, now_ms: int) -> None:
+    """`number` is that of the next message."""
+    moved = {"conversation": conversation_id, "head": head_id, "number": number, "now_ms": now_ms}
+    MOVE_HEAD.run(connection, moved)

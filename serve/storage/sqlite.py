@@ -28,6 +28,8 @@ T = TypeVar("T")
 Waiting = tuple[Callable[[Connection], Any], "Future[Any]"]
 
 FAILURES = (DBAPIError, sqlite3.Error)
+OWN_FAILURES = (DataError, IntegrityError, sqlite3.DataError, sqlite3.IntegrityError)
+"""Of one work and its values."""
 NUM_READERS = 2
 MAX_TOGETHER = 256
 WRITABLE = 1
@@ -163,7 +165,7 @@ def _attempt(work: Callable[[Connection], Any], connection: Connection) -> tuple
     driver.execute("SAVEPOINT work")
     try:
         outcome: tuple[Any, Exception | None] = work(connection), None
-    except (DataError, IntegrityError) as error:
+    except OWN_FAILURES as error:
         outcome = None, storage_error(error)
     except FAILURES:
         raise

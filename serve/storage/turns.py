@@ -16,7 +16,6 @@ from sqlalchemy import Connection, bindparam, delete, select, update
 from tinycluster.engine.errors import RequestError
 from tinycluster.serve.storage.records import (
     MAX_MESSAGES,
-    OPEN_STATES,
     UNSET,
     Conversation,
     Finished,
@@ -35,21 +34,22 @@ from tinycluster.serve.storage.rows import (
     DELETE_MESSAGE,
     INSERT_CONVERSATION,
     MESSAGE_COLUMNS,
-    MOVE_HEAD,
     conversation_of,
     find_conversation,
     find_message,
     insert_messages,
     lock_conversation,
     message_of,
+    move_head,
     new_message,
     values_of,
 )
-from tinycluster.serve.storage.tables import conversations, messages
+from tinycluster.serve.storage.statement import Statement
+from tinycluster.serve.storage.tables import IS_OPEN, conversations, messages
 
 NUM_OF_A_TURN = 2
 """A question and its answer."""
-FIRST_ANSWER = (
+FIRST_ANSWER = Statement(
     select(*MESSAGE_COLUMNS)
     .where(
         messages.c.conversation_id == bindparam("conversation_id"),
@@ -59,20 +59,23 @@ FIRST_ANSWER = (
     .order_by(messages.c.number)
     .limit(1)
 )
-HAS_CHILD = (
+HAS_CHILD = Statement(
     select(messages.c.id)
     .where(messages.c.conversation_id == bindparam("conversation_id"), messages.c.parent_id == bindparam("parent_id"))
     .limit(1)
 )
-ANY_MESSAGE = select(messages.c.id).where(messages.c.conversation_id == bindparam("conversation_id")).limit(1)
+ANY_MESSAGE = Statement(
+    select(messages.c.id).where(messages.c.conversation_id == bindparam("conversation_id")).limit(1)
+)
+DELETE_CONVERSATION = Statement(delete(conversations).where(conversations.c.id == bindparam("conversation_id")))
 # Only ids that the server made are ever in these states, so they need no owner.
-OPEN_ANSWER = (messages.c.id == bindparam("answer_id")) & messages.c.state.in_(OPEN_STATES)
-CHECKPOINT = (
+OPEN_ANSWER = (messages.c.id == bindparam("answer_id")) & IS_OPEN
+CHECKPOINT = Statement(
     update(messages)
     .where(OPEN_ANSWER)
     .values(state="streaming", text=bindparam("text_so_far"), updated_ms=bindparam("now_ms"))
 )
-FINISH_AS_IT_IS = (
+END = (
     update(messages)
     .where(OPEN_ANSWER)
     .values(
@@ -83,10 +86,10 @@ FINISH_AS_IT_IS = (
     )
     .returning(*MESSAGE_COLUMNS)
 )
-FINISH = FINISH_AS_IT_IS.values(text=bindparam("whole_text"))
+FINISH_AS_IT_IS, FINISH = Statement(END), Statement(END.values(text=bindparam("whole_text")))
 # Whoever writes a conversation and its messages locks the conversation first: PostgreSQL's writers would wait for each
 # other in a circle.
-TOUCH = (
+TOUCH = Statement(
     update(conversations)
     .where(conversations.c.id == select(messages.c.conversation_id).where(OPEN_ANSWER).scalar_subquery())
     .values(updated_ms=bindparam("now_ms"))
@@ -133,14 +136,12 @@ def discard(connection: Connection, turn: Turn, now_ms: int) -> None:
     gone = _without_what_is_below(connection, turn)
     if turn.answer.id not in gone:
         end = {"end": "interrupted", "reason": None, "used": None, "now_ms": now_ms}
-        connection.execute(FINISH_AS_IT_IS, {"answer_id": turn.answer.id, **end})
-    if turn.made_conversation and connection.execute(ANY_MESSAGE, {"conversation_id": conversation_id}).first() is None:
-        connection.execute(delete(conversations).where(conversations.c.id == conversation_id))
+        FINISH_AS_IT_IS.run(connection, {"answer_id": turn.answer.id, **end})
+    if turn.made_conversation and not ANY_MESSAGE.all(connection, {"conversation_id": conversation_id}):
+        DELETE_CONVERSATION.run(connection, {"conversation_id": conversation_id})
     elif conversation.head_id in gone:
         head = _head_without(connection, turn)
-        connection.execute(
-            MOVE_HEAD, {"conversation": conversation_id, "head": head, "number": number, "now_ms": now_ms}
-        )
+        move_head(connection, conversation_id, head, number, now_ms)
 
 
 def discard_unknown(connection: Connection, owner: str, asked: NewTurn, now_ms: int) -> None:
@@ -161,9 +162,9 @@ def _without_what_is_below(connection: Connection, turn: Turn) -> list[str]:
     gone: list[str] = []
     for message in [turn.answer, turn.message] if turn.made_message else [turn.answer]:
         asked = {"conversation_id": turn.conversation.id, "parent_id": message.id}
-        if connection.execute(HAS_CHILD, asked).first() is not None:
+        if HAS_CHILD.all(connection, asked):
             break
-        connection.execute(DELETE_MESSAGE, {"id": message.id, "owner": turn.conversation.owner})
+        DELETE_MESSAGE.run(connection, {"id": message.id, "owner": turn.conversation.owner})
         gone.append(message.id)
     return gone
 
@@ -179,8 +180,7 @@ def _head_without(connection: Connection, turn: Turn) -> str | None:
 
 def checkpoint(connection: Connection, answer_id: str, text: str, now_ms: int) -> bool:
     """False where the answer has come to its end already, or is gone."""
-    written = connection.execute(CHECKPOINT, {"answer_id": answer_id, "text_so_far": text, "now_ms": now_ms})
-    return written.rowcount > 0
+    return CHECKPOINT.run(connection, {"answer_id": answer_id, "text_so_far": text, "now_ms": now_ms}) > 0
 
 
 def finish(
@@ -193,14 +193,14 @@ def finish(
     now_ms: int,
 ) -> Finished | None:
     """None where the answer has come to its end already, or is gone."""
-    touched = connection.execute(TOUCH, {"answer_id": answer_id, "now_ms": now_ms}).one_or_none()
+    touched = TOUCH.first(connection, {"answer_id": answer_id, "now_ms": now_ms})
     if touched is None:
         return None
     values = {"answer_id": answer_id, "end": state, "reason": finish_reason, "used": usage, "now_ms": now_ms}
     if text is UNSET:
-        row = connection.execute(FINISH_AS_IT_IS, values).one_or_none()
+        row = FINISH_AS_IT_IS.first(connection, values)
     else:
-        row = connection.execute(FINISH, {**values, "whole_text": text}).one_or_none()
+        row = FINISH.first(connection, {**values, "whole_text": text})
     return None if row is None else Finished(conversation_of(touched), message_of(row))
 
 
@@ -213,7 +213,7 @@ def repeated(connection: Connection, owner: str, conversation_id: str | None, me
         raise RequestError("message_id is of a message in another conversation", "message_id")
     conversation = find_conversation(connection, owner, first.conversation_id)
     known = {"conversation_id": first.conversation_id, "parent_id": first.id}
-    row = connection.execute(FIRST_ANSWER, known).one_or_none()
+    row = FIRST_ANSWER.first(connection, known)
     if conversation is None or first.role != "user" or row is None:
         raise RequestError("message_id is of a message that began no turn", "message_id")
     return Turn(conversation, first, message_of(row), is_repeated=True)
@@ -231,7 +231,7 @@ def _begin_conversation(
     user = new_message(message, conversation.id, None, now_ms)
     answer = _new_answer(asked, user, now_ms)
     conversation = replace(conversation, head_id=answer.id)
-    connection.execute(INSERT_CONVERSATION, {**values_of(conversation), "next_number": NUM_OF_A_TURN})
+    INSERT_CONVERSATION.run(connection, {**values_of(conversation), "next_number": NUM_OF_A_TURN})
     insert_messages(connection, owner, [user, answer], 0, server_id)
     return Turn(conversation, user, answer, made_conversation=True, made_message=True)
 
@@ -254,8 +254,7 @@ def _begin(
     answer = _new_answer(asked, user, now_ms)
     made.append(answer)
     insert_messages(connection, conversation.owner, made, number, server_id)
-    moved = {"conversation": conversation.id, "head": answer.id, "number": number + len(made), "now_ms": now_ms}
-    connection.execute(MOVE_HEAD, moved)
+    move_head(connection, conversation.id, answer.id, number + len(made), now_ms)
     return Turn(
         replace(conversation, head_id=answer.id, updated_ms=now_ms),
         user,
