@@ -21,7 +21,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from tinycluster.engine.errors import ConfigError, TinyclusterError, UnavailableError
 from tinycluster.serve.storage.errors import storage_error
 from tinycluster.serve.storage.migrate import migrate
-from tinycluster.serve.storage.sqlite_file import SqliteFile, create, dispose, driver_of
+from tinycluster.serve.storage.sqlite_file import SqliteFile, create, driver_of
 from tinycluster.serve.storage.tables import metadata
 
 T = TypeVar("T")
@@ -45,15 +45,15 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._waiting: list[Waiting] = []
         self._is_closed = False
-        self._written = SqliteFile(path, "BEGIN IMMEDIATE", 1)
+        self._written = SqliteFile(path, "BEGIN IMMEDIATE")
         self._write_thread = ThreadPoolExecutor(1, "storage-write")
         if path is None:
             self._read_from, self._read_threads = self._written, self._write_thread
         else:
-            self._read_from = SqliteFile(path, "BEGIN", NUM_READERS)
+            self._read_from = SqliteFile(path, "BEGIN")
             self._read_threads = ThreadPoolExecutor(NUM_READERS, "storage-read")
         # Applications of tests are dropped, not closed.
-        weakref.finalize(self, dispose, self._written.engine, self._read_from.engine)
+        weakref.finalize(self, _close, self._written, self._read_from)
 
     def migrate(self, *, may_make: bool, is_checked: bool) -> None:
         """ConfigError that names the file where it is no database of ours or cannot be had."""
@@ -100,13 +100,13 @@ class SqliteStore:
             self._write_thread.submit(self._commit_rest).result()
             self._write_thread.shutdown()
             self._read_threads.shutdown()
-            dispose(self._written.engine, self._read_from.engine)
+            _close(self._written, self._read_from)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         self._prepare()
         self._read_from.check()
         try:
-            with self._read_from.engine.connect() as connection, connection.begin():
+            with self._read_from.transaction() as connection:
                 return work(connection)
         except FAILURES as error:
             self._read_from.reopen()
@@ -136,7 +136,7 @@ class SqliteStore:
     def _commit(self, batch: list[Waiting]) -> list[tuple[Any, Exception | None]]:
         self._prepare()
         file_id = self._written.check()
-        with self._written.engine.connect() as connection, connection.begin():
+        with self._written.transaction() as connection:
             outcomes = [_attempt(work, connection) for work, _ in batch]
         self._written.check_still(file_id)
         return outcomes
@@ -175,6 +175,11 @@ def _attempt(work: Callable[[Connection], Any], connection: Connection) -> tuple
         driver.execute("ROLLBACK TO work")
     driver.execute("RELEASE work")
     return outcome
+
+
+def _close(*files: SqliteFile) -> None:
+    for file in files:
+        file.close()
 
 
 def _failed(error: Exception) -> tuple[None, Exception]:

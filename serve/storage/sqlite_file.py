@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, StaticPool, create_engine, event
+from sqlalchemy import Connection, NullPool, StaticPool, create_engine, event
 
 from tinycluster.serve.storage.errors import storage_moved
 
@@ -23,23 +26,37 @@ PRAGMAS = ("foreign_keys = ON", "synchronous = FULL", "journal_size_limit = 6710
 class SqliteFile:
     """`begin` is the statement that begins its transactions. `path` None is memory, in a single connection."""
 
-    def __init__(self, path: Path | None, begin: str, num_connections: int) -> None:
+    def __init__(self, path: Path | None, begin: str) -> None:
         self._path = path
         self._opened: FileId | None = None
-        connect = partial(_connect, path)
-        if path is None:
-            self.engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
-        else:
-            # Whoever fails reopens: a connection comes back without a transaction.
-            self.engine = create_engine(
-                "sqlite://",
-                creator=connect,
-                poolclass=QueuePool,
-                pool_size=num_connections,
-                max_overflow=0,
-                pool_reset_on_return=None,
-            )
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        pool = StaticPool if path is None else NullPool
+        # Without a reset: what comes back has no transaction.
+        self.engine = create_engine(
+            "sqlite://", creator=partial(_connect, path), poolclass=pool, pool_reset_on_return=None
+        )
         event.listen(self.engine, "begin", lambda connection: driver_of(connection).execute(begin))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Committed at the end. Connections are kept here: SQLAlchemy's pool hands out new objects around them each
+        time, which takes longer than the transaction. After a failure this one is not used again."""
+        with self._lock:
+            idle = self._idle
+            connection = idle.pop() if idle else None
+        connection = connection or self.engine.connect()
+        try:
+            with connection.begin():
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            if is_current := idle is self._idle:
+                idle.append(connection)
+        if not is_current:
+            connection.close()
 
     def check(self) -> FileId:
         """The file that a connection leads to. StorageError while there is none; another one in its place is opened."""
@@ -60,7 +77,15 @@ class SqliteFile:
     def reopen(self) -> None:
         """The next transaction gets a new connection. What is in memory would be lost by that."""
         if self._path is not None:
-            self.engine.dispose()
+            self.close()
+
+    def close(self) -> None:
+        """What is in memory is lost. A transaction that is at work closes its own connection at its end."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        self.engine.dispose()
 
     def _find(self) -> FileId | None:
         if self._path is None:
@@ -77,11 +102,6 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver
-
-
-def dispose(*engines: Engine) -> None:
-    for engine in engines:
-        engine.dispose()
 
 
 def create(path: Path) -> None:
