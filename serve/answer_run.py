@@ -166,6 +166,7 @@ class AnswerRun:
             self.text.append(delta.text)
         if delta.finish_reason is not None:
             self._finish_reason = delta.finish_reason
+            self._checkpoints.end()
         else:
             self._checkpoints.add(len(delta.token_ids))
 

@@ -43,7 +43,7 @@ class Checkpoints:
                 self._timer = self._loop.call_later(MAX_UNSTORED_S, self._begin)
 
     def end(self) -> None:
-        """No more of them; one may still be at work."""
+        """No more of them; one may still be at work. One that was due and has not begun is left to the end itself."""
         self._is_over = True
         self._stop_timer()
 
@@ -59,7 +59,8 @@ class Checkpoints:
     async def _run(self) -> None:
         num_storing, self._num_unstored = self._num_unstored, 0
         try:
-            await self._store()
+            if not self._is_over:
+                await self._store()
             self._has_failed = False
         except TinyclusterError as error:
             if not self._has_failed:

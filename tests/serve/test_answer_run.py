@@ -53,6 +53,20 @@ def test_an_answer_is_stored_with_every_32nd_token() -> None:
     assert kept.endings[0].usage["completion_tokens"] == 101
 
 
+def test_an_answer_that_is_whole_before_a_checkpoint_begins_is_stored_once() -> None:
+    async def run() -> Kept:
+        answer, generation, kept = started()
+        for _ in range(40):
+            generation.feed("x")
+        generation.feed("y", "stop")
+        await answer.ended()
+        return kept
+
+    kept = in_virtual_time(run())
+    assert [ending.text for ending in kept.endings] == ["x" * 40 + "y"]
+    assert kept.checkpoints == []
+
+
 def test_what_is_written_of_an_answer_grows_with_its_length_and_not_with_its_square() -> None:
     num_tokens = 2**15
 
