@@ -48,10 +48,9 @@ def failed(reply: ErrorReply) -> str:
 
 
 async def live(run: AnswerRun, offset: int, start: str = "") -> AsyncGenerator[Write]:
-    """`start`, if any, goes out at once, then what is new in the run after `offset` characters whenever there is
-    something."""
-    if start:
-        yield Write(start.encode(), False)
+    """`start`, if any, goes out at once, with what there is of the run after `offset` characters; then what is new
+    whenever there is something."""
+    parts = [start] if start else []
     # Whoever comes back for the rest of the text needs no progress of the prompt.
     progress = run.progress if offset else None
     reader = Reader()
@@ -60,15 +59,19 @@ async def live(run: AnswerRun, offset: int, start: str = "") -> AsyncGenerator[W
         while True:
             if run.progress is not progress:
                 progress = run.progress
-                yield Write(_progress(progress).encode(), False)
-            elif text := run.text.since(offset):
+                parts.append(_progress(progress))
+            if text := run.text.since(offset):
                 offset += len(text)
-                yield Write(_delta(run.answer_id, text, offset).encode(), False)
-            elif run.is_over:
-                yield Write(_end_of(run).encode(), True)
-                return
-            else:
+                parts.append(_delta(run.answer_id, text, offset))
+            if is_over := run.is_over:
+                parts.append(_end_of(run))
+            if not parts:
                 await reader.news()
+                continue
+            yield Write("".join(parts).encode(), is_over)
+            if is_over:
+                return
+            parts = []
     finally:
         run.readers.discard(reader)
 

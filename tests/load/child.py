@@ -6,6 +6,7 @@ It prints its URL, then answers each line of its stdin with a line of JSON, unti
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -67,6 +68,9 @@ def main() -> None:
         server = HttpServer(app, listener)
         running.callback(server.stop)
         running.callback(server.drain)
+        # As local_server.py does.
+        gc.collect()
+        gc.freeze()
         server.start()
         print(url_of(listener), flush=True)
         for line in sys.stdin:

@@ -110,6 +110,26 @@ def test_a_slow_storage_holds_up_no_reader() -> None:
     assert kept.endings[0].text == "".join(f"<{number}>" for number in range(100))
 
 
+def test_what_comes_while_a_reader_is_away_is_there_when_it_looks_again() -> None:
+    async def run() -> list[bytes]:
+        answer, generation, _ = started()
+        reading = live(answer, 0, "event: start\n\n")
+        generation.feed("a")
+        await settled()
+        seen = [(await anext(reading)).content]
+        for text, reason in (("b", None), ("c", "stop")):
+            generation.feed(text, reason)
+            await settled()
+            seen.append((await asyncio.wait_for(anext(reading), 60)).content)
+        assert [write async for write in reading] == []
+        return seen
+
+    first, second, last = in_virtual_time(run())
+    assert first.startswith(b"event: start") and b'"text": "a"' in first
+    assert b'"text": "b"' in second and b"event: done" not in second
+    assert b'"text": "c"' in last and last.endswith(b"data: [DONE]\n\n")
+
+
 def test_nobody_is_told_of_the_end_before_it_is_stored() -> None:
     async def run() -> None:
         answer, generation, kept = started()
