@@ -126,7 +126,9 @@ def test_what_comes_while_a_reader_is_away_is_there_when_it_looks_again() -> Non
 
     first, second, last = in_virtual_time(run())
     assert first.startswith(b"event: start")
-    assert [b'"text": "%b"' % text in write for text, write in ((b"a", first), (b"b", second), (b"c", last))] == [True] * 3
+    assert b'"text": "a"' in first
+    assert b'"text": "b"' in second
+    assert b'"text": "c"' in last
     assert [write.endswith(b"data: [DONE]\n\n") for write in (first, second, last)] == [False, False, True]
 
 
