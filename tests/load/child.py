@@ -71,6 +71,7 @@ def main() -> None:
         # As local_server.py does.
         gc.collect()
         gc.freeze()
+        running.callback(gc.unfreeze)
         server.start()
         print(url_of(listener), flush=True)
         for line in sys.stdin:
