@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ from tinycluster.cluster.config import Settings
 from tinycluster.cluster.launch import NewProgress, start_engine
 from tinycluster.cluster.log_file import log_options
 from tinycluster.engine.errors import UnavailableError
+from tinycluster.serve.allocator import frozen_objects
 from tinycluster.serve.app import create_app
 from tinycluster.serve.configure import configure
 from tinycluster.serve.http_server import HttpServer
@@ -88,10 +88,7 @@ def start_serving(
     has_logs = app.state.log_file is not None
     running.enter_context(start_engines(settings, app.state.registry, progress, on_failure, placed, has_logs=has_logs))
     running.callback(http.drain)
-    # Modules and vocabularies live as long as the process: searching them for cycles took a quarter of the driver.
-    gc.collect()
-    gc.freeze()
-    running.callback(gc.unfreeze)
+    running.enter_context(frozen_objects())
     http.start()
 
 

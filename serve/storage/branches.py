@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, update
+from sqlalchemy import Connection, bindparam, update
 
 from tinycluster.engine.errors import RequestError
 from tinycluster.serve.storage.records import (
@@ -20,22 +20,20 @@ from tinycluster.serve.storage.records import (
     new_message_id,
 )
 from tinycluster.serve.storage.rows import (
+    DELETE_CONVERSATION,
     DELETE_MESSAGE,
-    INSERT_CONVERSATION,
-    IS_CONVERSATION,
     find_conversation,
     find_message,
+    insert_conversation,
     insert_messages,
     lock_conversation,
     move_head,
     new_message,
     path_to,
-    values_of,
 )
 from tinycluster.serve.storage.statement import Statement
 from tinycluster.serve.storage.tables import conversations, messages
 
-DELETE_CONVERSATION = Statement(delete(conversations).where(IS_CONVERSATION))
 NAME = Statement(
     update(conversations)
     .where(conversations.c.id == bindparam("conversation"))
@@ -153,13 +151,6 @@ def remove_message(
     head_id = message.parent_id if conversation.head_id == message_id else conversation.head_id
     move_head(connection, conversation_id, head_id, number, now_ms)
     return replace(conversation, head_id=head_id, updated_ms=now_ms)
-
-
-def insert_conversation(connection: Connection, conversation: Conversation, new: Sequence[Message]) -> None:
-    """A conversation of which nothing is stored yet, with all of its messages."""
-    INSERT_CONVERSATION.run(connection, {**values_of(conversation), "next_number": len(new)})
-    if new:
-        insert_messages(connection, conversation.owner, new, 0)
 
 
 def _chain(

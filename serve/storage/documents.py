@@ -19,7 +19,6 @@ from sqlalchemy import Connection, bindparam, select
 
 from tinycluster.engine.errors import RequestError
 from tinycluster.serve.fields import Fields, validated
-from tinycluster.serve.storage.branches import insert_conversation
 from tinycluster.serve.storage.records import (
     MAX_MESSAGES,
     OPEN_STATES,
@@ -34,6 +33,7 @@ from tinycluster.serve.storage.rows import (
     all_messages,
     conversation_of,
     find_conversation,
+    insert_conversation,
     message_of,
 )
 from tinycluster.serve.storage.tables import conversations, messages

@@ -24,6 +24,7 @@ LOCKED_CONVERSATION = Statement(
     select(conversations.c.next_number, *CONVERSATION_COLUMNS).where(IS_CONVERSATION).with_for_update()
 )
 MESSAGE = Statement(select(*MESSAGE_COLUMNS).where(IS_MESSAGE))
+DELETE_CONVERSATION = Statement(delete(conversations).where(IS_CONVERSATION))
 DELETE_MESSAGE = Statement(delete(messages).where(IS_MESSAGE))
 MESSAGES = Statement(
     select(*MESSAGE_COLUMNS)
@@ -126,6 +127,15 @@ def new_message(
 
 def values_of(record: Conversation | Message) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def insert_conversation(
+    connection: Connection, conversation: Conversation, new: Sequence[Message], server_id: str | None = None
+) -> None:
+    """A conversation of which nothing is stored yet, with all of its messages."""
+    INSERT_CONVERSATION.run(connection, {**values_of(conversation), "next_number": len(new)})
+    if new:
+        insert_messages(connection, conversation.owner, new, 0, server_id)
 
 
 def insert_messages(

@@ -36,9 +36,9 @@ class Statement:
 
     def all(self, connection: Connection, values: Values) -> Sequence[Row]:
         """The rows that it finds or returns."""
-        if connection.dialect.name != DIALECT.name:
-            return connection.execute(self._statement, values).all()
-        return self._for_sqlite.rows(self._for_sqlite.run(driver_of(connection), values))
+        if _is_sqlite(connection):
+            return self._for_sqlite.rows(driver_of(connection), values)
+        return connection.execute(self._statement, values).all()
 
     def first(self, connection: Connection, values: Values) -> Row | None:
         found = self.all(connection, values)
@@ -46,15 +46,15 @@ class Statement:
 
     def run(self, connection: Connection, values: Values) -> int:
         """The number of rows that it changed."""
-        if connection.dialect.name != DIALECT.name:
-            return connection.execute(self._statement, values).rowcount
-        return self._for_sqlite.run(driver_of(connection), values).rowcount
+        if _is_sqlite(connection):
+            return self._for_sqlite.run(driver_of(connection), values).rowcount
+        return connection.execute(self._statement, values).rowcount
 
     def run_each(self, connection: Connection, rows: Sequence[Values]) -> None:
-        if connection.dialect.name != DIALECT.name:
-            connection.execute(self._statement, rows)
-        else:
+        if _is_sqlite(connection):
             self._for_sqlite.run_each(driver_of(connection), rows)
+        else:
+            connection.execute(self._statement, rows)
 
     @cached_property
     def _for_sqlite(self) -> _ForSqlite:
@@ -80,15 +80,19 @@ class _ForSqlite:
     def run_each(self, driver: sqlite3.Connection, rows: Sequence[Values]) -> None:
         driver.executemany(self._text, [self._converted(row) for row in rows])
 
-    def rows(self, cursor: sqlite3.Cursor) -> list[Row]:
+    def rows(self, driver: sqlite3.Connection, values: Values) -> list[Row]:
         return [
             [value if convert is None else convert(value) for value, convert in zip(row, self._columns, strict=True)]
-            for row in cursor.fetchall()
+            for row in self.run(driver, values).fetchall()
         ]
 
     def _converted(self, values: Values) -> list[Any]:
         values = {**self._constants, **values}
         return [values[name] if convert is None else convert(values[name]) for name, convert in self._parameters]
+
+
+def _is_sqlite(connection: Connection) -> bool:
+    return connection.dialect.name == DIALECT.name
 
 
 def _to_sqlite(kind: TypeEngine[Any]) -> Converter | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from tinycluster.engine.errors import RequestError
 from tinycluster.serve.storage.records import (
@@ -31,18 +31,18 @@ from tinycluster.serve.storage.records import (
 )
 from tinycluster.serve.storage.rows import (
     CONVERSATION_COLUMNS,
+    DELETE_CONVERSATION,
     DELETE_MESSAGE,
-    INSERT_CONVERSATION,
     MESSAGE_COLUMNS,
     conversation_of,
     find_conversation,
     find_message,
+    insert_conversation,
     insert_messages,
     lock_conversation,
     message_of,
     move_head,
     new_message,
-    values_of,
 )
 from tinycluster.serve.storage.statement import Statement
 from tinycluster.serve.storage.tables import IS_OPEN, conversations, messages
@@ -67,7 +67,6 @@ HAS_CHILD = Statement(
 ANY_MESSAGE = Statement(
     select(messages.c.id).where(messages.c.conversation_id == bindparam("conversation_id")).limit(1)
 )
-DELETE_CONVERSATION = Statement(delete(conversations).where(conversations.c.id == bindparam("conversation_id")))
 # Only ids that the server made are ever in these states, so they need no owner.
 OPEN_ANSWER = (messages.c.id == bindparam("answer_id")) & IS_OPEN
 CHECKPOINT = Statement(
@@ -138,7 +137,7 @@ def discard(connection: Connection, turn: Turn, now_ms: int) -> None:
         end = {"end": "interrupted", "reason": None, "used": None, "now_ms": now_ms}
         FINISH_AS_IT_IS.run(connection, {"answer_id": turn.answer.id, **end})
     if turn.made_conversation and not ANY_MESSAGE.all(connection, {"conversation_id": conversation_id}):
-        DELETE_CONVERSATION.run(connection, {"conversation_id": conversation_id})
+        DELETE_CONVERSATION.run(connection, {"id": conversation_id, "owner": owner})
     elif conversation.head_id in gone:
         head = _head_without(connection, turn)
         move_head(connection, conversation_id, head, number, now_ms)
@@ -231,8 +230,7 @@ def _begin_conversation(
     user = new_message(message, conversation.id, None, now_ms)
     answer = _new_answer(asked, user, now_ms)
     conversation = replace(conversation, head_id=answer.id)
-    INSERT_CONVERSATION.run(connection, {**values_of(conversation), "next_number": NUM_OF_A_TURN})
-    insert_messages(connection, owner, [user, answer], 0, server_id)
+    insert_conversation(connection, conversation, [user, answer], server_id)
     return Turn(conversation, user, answer, made_conversation=True, made_message=True)
 
 

@@ -6,7 +6,6 @@ It prints its URL, then answers each line of its stdin with a line of JSON, unti
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +16,7 @@ from tests.serve.fake_engine import ALONE, FakeEngine, FakeGeneration
 from tinycluster.cluster.config import Settings
 from tinycluster.cluster.generation import Delta
 from tinycluster.engine.request import RequestOptions, SamplingParams
+from tinycluster.serve.allocator import frozen_objects
 from tinycluster.serve.app import create_app
 from tinycluster.serve.configure import configure
 from tinycluster.serve.http_server import HttpServer
@@ -68,10 +68,7 @@ def main() -> None:
         server = HttpServer(app, listener)
         running.callback(server.stop)
         running.callback(server.drain)
-        # As local_server.py does.
-        gc.collect()
-        gc.freeze()
-        running.callback(gc.unfreeze)
+        running.enter_context(frozen_objects())
         server.start()
         print(url_of(listener), flush=True)
         for line in sys.stdin:
